@@ -1,0 +1,42 @@
+# Needs Python 3.11 or newer and make; everything else is installed into .venv.
+#   make demo                the main job on simulated episodes (CPU)
+#   make demo EXTRA=cuda12   the same on a machine with NVIDIA GPUs (or EXTRA=cuda13)
+#   make test                the tests; `make test-slow` runs the slow ones too
+PYTHON ?= python3
+EXTRA ?=
+VENV := .venv
+BIN := $(VENV)/bin
+EXTRAS := export,dev$(if $(EXTRA),$(comma)$(EXTRA))
+comma := ,
+STAMP := $(VENV)/installed-$(subst $(comma),-,$(EXTRAS))
+# Pinned versions for the CPU; a CUDA build of JAX chooses its own.
+CONSTRAINTS := $(if $(EXTRA),,-c constraints.txt)
+
+.PHONY: install demo test test-slow lint format clean
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS) -e ".[$(EXTRAS)]"
+	touch $@
+
+demo: install
+	$(BIN)/python -m experiments.demo --out demo
+
+test: install
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: install
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) demo build *.egg-info

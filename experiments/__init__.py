@@ -1,0 +1,1 @@
+"""The commands a person runs, each as `python -m experiments.NAME`."""
