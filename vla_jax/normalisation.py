@@ -1,0 +1,151 @@
+"""Normalisation of actions, sensor windows and vision-language features, and its inverse for actions.
+
+One `Normaliser` is made from the data set's statistics when training starts, is part of every checkpoint, and is
+the only place that divides by a scale or multiplies by one.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+ActionScaling = Literal["mean_std", "min_max", "none"]
+SensorScaling = Literal["centred", "none"]
+FeatureScaling = Literal["mean_std", "none"]
+
+# A dimension whose spread is below this is constant (the gripper): it is shifted to zero and not scaled.
+CONSTANT_SPREAD = 1e-6
+# Feature dimensions that hardly vary carry rounding noise; their scale is kept above this share of the median scale.
+FEATURE_SCALE_FLOOR = 0.1
+
+
+@dataclass(frozen=True)
+class NormalisationConfig:
+    """How each input is scaled; "none" feeds raw values, as the reference does.
+
+    Attributes:
+        actions: "mean_std" for zero mean and unit deviation, "min_max" for the range −1…1 (what the diffusion
+            sampler clips to).
+        sensor: "centred" takes the window's own mean out of the A-scan (the offset of the interferometer's
+            detector wanders between sessions) and the data set's mean out of the force, then scales both to
+            unit deviation.
+        features: "mean_std" per slot and feature dimension.
+    """
+
+    actions: ActionScaling = "mean_std"
+    sensor: SensorScaling = "centred"
+    features: FeatureScaling = "mean_std"
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Normaliser:
+    """Offsets and scales, all float32: normalised = (physical − offset) / scale.
+
+    action_offset, action_scale: [a], mm and degrees per control tick.
+    force_offset, force_scale, ascan_scale: scalars in the recorded units.
+    feature_offset, feature_scale: [s, v], or [1, v] where slots have no fixed meaning.
+    centre_ascan: whether the window's mean A-scan value is taken out.
+    """
+
+    action_offset: Any
+    action_scale: Any
+    force_offset: Any
+    force_scale: Any
+    ascan_scale: Any
+    feature_offset: Any
+    feature_scale: Any
+    centre_ascan: bool = dataclasses.field(metadata={"static": True}, default=True)
+
+    def normalise_actions(self, actions: Float[Array, "*b h a"]) -> Float[Array, "*b h a"]:
+        """Maps action deltas in mm and degrees to network units."""
+        return (actions.astype(jnp.float32) - self.action_offset) / self.action_scale
+
+    def denormalise_actions(self, actions: Float[Array, "*b h a"]) -> Float[Array, "*b h a"]:
+        """Maps network outputs to action deltas in mm and degrees; inverse of `normalise_actions`."""
+        return actions * self.action_scale + self.action_offset
+
+    def normalise_sensor(self, window: Float[Array, "*b t c"]) -> Float[Array, "*b t c"]:
+        """Scales sensor windows; channel 0 is the force, the others are A-scan depth bins. Returns float32."""
+        window = window.astype(jnp.float32)
+        force, ascan = window[..., :1], window[..., 1:]
+        if self.centre_ascan:
+            ascan = ascan - jnp.mean(ascan, axis=(-2, -1), keepdims=True)
+        return jnp.concatenate(
+            [(force - self.force_offset) / self.force_scale, ascan / self.ascan_scale], axis=-1
+        )
+
+    def normalise_features(
+        self, features: Float[Array, "*b s v"], mask: Bool[Array, "*b s"]
+    ) -> Float[Array, "*b s v"]:
+        """Scales vision-language features; absent slots become zero. Returns float32."""
+        scaled = (features.astype(jnp.float32) - self.feature_offset) / self.feature_scale
+        return jnp.where(mask[..., None], scaled, 0.0)
+
+
+def make_normaliser(
+    config: NormalisationConfig,
+    statistics: Mapping[str, Any],
+    feature_mean: np.ndarray,
+    feature_std: np.ndarray,
+) -> Normaliser:
+    """Builds the normaliser from a data set's training statistics.
+
+    Args:
+        config: the scalings to use.
+        statistics: `PackedDataset.statistics`; needs "actions", and, when the set has sensor data, "force" and
+            "sensor_centred".
+        feature_mean, feature_std: [s, v] or [1, v], of the training features (`feature_moments`).
+    """
+    num_actions = np.shape(statistics["actions"].mean)[0]
+    action_offset, action_scale = np.zeros(num_actions), np.ones(num_actions)
+    actions = statistics["actions"]
+    if config.actions == "mean_std":
+        action_offset, action_scale = actions.mean, _scale_or_one(actions.std)
+    elif config.actions == "min_max":
+        action_offset = (actions.max + actions.min) / 2
+        action_scale = _scale_or_one((actions.max - actions.min) / 2)
+    force_offset, force_scale, ascan_scale = 0.0, 1.0, 1.0
+    if config.sensor == "centred" and "force" in statistics:
+        force_offset = np.reshape(statistics["force"].mean, ())
+        force_scale = np.reshape(_scale_or_one(statistics["force"].std), ())
+        ascan_scale = _scale_or_one(statistics["sensor_centred"].std)[1]
+    if config.features == "none":
+        feature_mean, feature_std = np.zeros_like(feature_mean), np.ones_like(feature_std)
+    return Normaliser(
+        *(
+            jnp.asarray(np.asarray(value), jnp.float32)
+            for value in (action_offset, action_scale, force_offset, force_scale, ascan_scale)
+        ),
+        feature_offset=jnp.asarray(feature_mean, jnp.float32),
+        feature_scale=jnp.asarray(feature_std, jnp.float32),
+        centre_ascan=config.sensor == "centred",
+    )
+
+
+def feature_moments(
+    features: Float[np.ndarray, "n s v"], mask: Bool[np.ndarray, "n s"], *, per_slot: bool
+) -> tuple[Float[np.ndarray, "s v"], Float[np.ndarray, "s v"]]:
+    """Returns the masked mean and a floored deviation of the features, in float64.
+
+    per_slot: True where a slot has a fixed meaning (pooled features); False gives [1, v], shared by all tokens.
+    A slot that never occurs gets mean 0 and deviation 1.
+    """
+    features = np.asarray(features, np.float64)
+    weights = mask[..., None].astype(np.float64)
+    axes = (0,) if per_slot else (0, 1)
+    count = np.maximum(weights.sum(axis=axes, keepdims=True), 1.0)
+    mean = (features * weights).sum(axis=axes, keepdims=True) / count
+    variance = (np.square(features - mean) * weights).sum(axis=axes, keepdims=True) / count
+    mean, std = mean.reshape(-1, features.shape[-1]), np.sqrt(variance).reshape(-1, features.shape[-1])
+    floor = FEATURE_SCALE_FLOOR * np.median(std, axis=-1, keepdims=True)
+    return mean, _scale_or_one(np.maximum(std, floor))
+
+
+def _scale_or_one(spread: np.ndarray) -> np.ndarray:
+    return np.where(np.asarray(spread) > CONSTANT_SPREAD, spread, 1.0)

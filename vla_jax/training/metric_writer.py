@@ -1,0 +1,59 @@
+"""Where a run's numbers go: JSON lines always, TensorBoard beside them."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+
+class MetricWriter:
+    """Appends metrics to RUN/metrics.jsonl and to TensorBoard event files under RUN/tensorboard.
+
+    Names are `group/name`. One line of JSON per call, with its step; a resumed run appends to the same files, and
+    lines after the step it resumed from are taken out first, so that every step stands there once.
+    """
+
+    def __init__(self, run: Path, *, resume_step: int = 0) -> None:
+        from tensorboardX import SummaryWriter  # Imports a protobuf runtime: only when a run starts.
+
+        self.path = run / "metrics.jsonl"
+        self._drop_lines_after(resume_step)
+        self._lines = self.path.open("a")
+        self._events = SummaryWriter(str(run / "tensorboard"), purge_step=resume_step or None)
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Records `metrics` of `step`; values that are not finite are written as null."""
+        finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        self._lines.write(json.dumps({"step": step, **finite}) + "\n")
+        self._lines.flush()
+        for name, value in metrics.items():
+            self._events.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flushes and closes both files."""
+        self._lines.close()
+        self._events.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _drop_lines_after(self, step: int) -> None:
+        if not self.path.exists():
+            return
+        kept = []
+        for line in self.path.read_text().splitlines():
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line + "\n")
+            except json.JSONDecodeError:
+                continue  # The last line of a run that was killed while it wrote.
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text("".join(kept))
+        temporary.replace(self.path)
