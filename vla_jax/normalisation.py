@@ -64,11 +64,11 @@ class Normaliser:
 
     def normalise_actions(self, actions: Float[Array, "*b h a"]) -> Float[Array, "*b h a"]:
         """Maps action deltas in mm and degrees to network units."""
-        return (actions.astype(jnp.float32) - self.action_offset) / self.action_scale
+        return _standardise(actions, self.action_offset, self.action_scale)
 
     def denormalise_actions(self, actions: Float[Array, "*b h a"]) -> Float[Array, "*b h a"]:
         """Maps network outputs to action deltas in mm and degrees; inverse of `normalise_actions`."""
-        return actions * self.action_scale + self.action_offset
+        return actions * _align(self.action_scale, actions) + _align(self.action_offset, actions)
 
     def normalise_sensor(self, window: Float[Array, "*b t c"]) -> Float[Array, "*b t c"]:
         """Scales sensor windows; channel 0 is the force, the others are A-scan depth bins. Returns float32."""
@@ -84,7 +84,7 @@ class Normaliser:
         self, features: Float[Array, "*b s v"], mask: Bool[Array, "*b s"]
     ) -> Float[Array, "*b s v"]:
         """Scales vision-language features; absent slots become zero. Returns float32."""
-        scaled = (features.astype(jnp.float32) - self.feature_offset) / self.feature_scale
+        scaled = _standardise(features, self.feature_offset, self.feature_scale)
         return jnp.where(mask[..., None], scaled, 0.0)
 
 
@@ -145,6 +145,15 @@ def feature_moments(
     mean, std = mean.reshape(-1, features.shape[-1]), np.sqrt(variance).reshape(-1, features.shape[-1])
     floor = FEATURE_SCALE_FLOOR * np.median(std, axis=-1, keepdims=True)
     return mean, _scale_or_one(np.maximum(std, floor))
+
+
+def _standardise(values: Array, offset: Array, scale: Array) -> Array:
+    return (values.astype(jnp.float32) - _align(offset, values)) / _align(scale, values)
+
+
+def _align(parameter: Array, values: Array) -> Array:
+    """Gives a parameter of the trailing axes the rank of the values."""
+    return jnp.expand_dims(parameter, tuple(range(values.ndim - parameter.ndim)))
 
 
 def _scale_or_one(spread: np.ndarray) -> np.ndarray:

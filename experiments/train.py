@@ -1,0 +1,180 @@
+"""`python -m experiments.train DATA --cache CACHE --out RUN`: trains a policy on all local devices."""
+
+import dataclasses
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+import tyro
+from rich.console import Console
+
+from experiments import cli
+from vla_jax import config_json
+from vla_jax.data import FeatureTable, PackedDataset
+from vla_jax.errors import UserError
+from vla_jax.models.config import FusionStrategy, ModelType
+from vla_jax.training.config import TrainConfig
+from vla_jax.training.loop import train
+from vla_jax.training.recipes import RecipeName, make_config
+from vla_jax.training.sharding import make_mesh
+
+DESCRIPTION = """Trains a policy head on the packed data set DATA with the vision-language features in CACHE.
+
+Every option that is not given takes the recipe's value; the whole configuration is written to RUN/config.json."""
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Options of the command."""
+
+    data: tyro.conf.Positional[Path]
+    """Packed data set, written by `python -m experiments.prepare`."""
+    cache: Path
+    """Feature cache, written by `python -m experiments.export`."""
+    out: Path
+    """Run directory to write: configuration, checkpoints and logs."""
+    recipe: RecipeName = "frozen"
+    """frozen: full-size heads on features of a frozen backbone. small: heads that train in minutes on a CPU.
+    reference: full-size, with every deviation from the PyTorch reference switched off. debug: tiny, for tests."""
+    config: Path | None = None
+    """JSON configuration to start from instead of a recipe, for instance another run's config.json."""
+    model_type: ModelType = "regression"
+    """regression: one pass predicts the chunk. diffusion: the chunk is denoised in several steps."""
+    fusion_strategy: FusionStrategy | None = None
+    """How sensor and vision-language features become the condition; none leaves the sensor out."""
+    sensor_enabled: bool = True
+    """Whether the policy reads the sensor; --no-sensor-enabled is the same as --fusion-strategy none."""
+    steps: int | None = None
+    """Optimizer updates."""
+    epochs: float | None = None
+    """Passes over the training samples, instead of --steps."""
+    batch_size: int | None = None
+    """Samples per update, over all devices."""
+    grad_accum_steps: int | None = None
+    """Parts in which an update's gradient is computed, to save memory."""
+    lr: float | None = None
+    """Peak learning rate of the action expert."""
+    sensor_lr: float | None = None
+    """Peak learning rate of the sensor encoder."""
+    min_lr: float | None = None
+    """Learning rate at the end of the cosine."""
+    warmup_ratio: float | None = None
+    """Share of the updates in which the learning rate rises."""
+    hold_ratio: float | None = None
+    """Share of the updates at the peak learning rate."""
+    sensor_loss_weight: float | None = None
+    """Weight in the loss of samples with sensor, relative to those without."""
+    sensor_dropout: float | None = None
+    """Share of samples whose sensor is hidden while training."""
+    ema_decay: float | None = None
+    """Decay of the averaged weights that evaluation uses; 0 turns averaging off."""
+    diffusion_timesteps: int | None = None
+    """Steps of the diffusion schedule."""
+    seed: int | None = None
+    """Seeds initial weights, data order, dropout and noise."""
+    validate_every: int | None = None
+    """Updates between two validations on held-out episodes."""
+    checkpoint_every: int | None = None
+    """Updates between two checkpoints."""
+    log_every: int | None = None
+    """Updates between two log lines."""
+    features: str | None = None
+    """Which features of the cache to use, when it holds several kinds; `export` prints the name."""
+    devices: int | None = None
+    """Number of local devices; all by default."""
+    fsdp: Annotated[int, tyro.conf.arg(name="fsdp")] = 1
+    """Devices over which parameters and optimizer state are split."""
+    resume: bool = False
+    """Continue RUN from its newest checkpoint, or start it when there is none."""
+
+
+def main(arguments: Arguments) -> None:
+    """Trains one policy and says where it is."""
+    dataset = PackedDataset.open(arguments.data)
+    table = FeatureTable.open(dataset, arguments.cache, features=arguments.features)
+    config = configuration(arguments, dataset, table)
+    mesh = make_mesh(arguments.devices, arguments.fsdp)
+    console = Console(stderr=True, highlight=False)
+    console.print(
+        f"{config.policy.model_type} policy, fusion {config.policy.fusion.strategy}, {config.steps} updates of "
+        f"{config.batch_size} samples on {mesh.size} {jax.devices()[0].platform} device(s); "
+        f"{len(dataset.sample_ticks('train'))} training and {len(dataset.sample_ticks('val'))} held-out samples, "
+        f"{table.num_slots} feature slots of width {table.width}"
+    )
+    result = train(config, dataset, table, arguments.out, mesh=mesh, resume=arguments.resume)
+    if result.interrupted:
+        console.print(f"stopped and saved at step {result.step} of {config.steps}; continue with:")
+        print(f"python -m experiments.train {' '.join(_resume_arguments(sys.argv[1:]))}")
+        return
+    held_out = "; ".join(f"{name.split('/')[-1]} {value:.5f}" for name, value in result.metrics.items())
+    print(f"trained {result.step} updates, held-out {held_out or 'episodes: none'}")
+    print(f"evaluate with: python -m experiments.evaluate {arguments.out} {arguments.data} "
+          f"--cache {arguments.cache} --out REPORT")  # fmt: skip
+
+
+def configuration(arguments: Arguments, dataset: PackedDataset, table: FeatureTable) -> TrainConfig:
+    """Returns the recipe's (or file's, or resumed run's) configuration with the given options put in.
+
+    Raises:
+        UserError: options contradict each other or the data.
+    """
+    fusion = arguments.fusion_strategy
+    if not arguments.sensor_enabled:
+        if fusion not in (None, "none"):
+            raise UserError(
+                f"--no-sensor-enabled contradicts --fusion-strategy {fusion}; the policy without sensor is none"
+            )
+        fusion = "none"
+    if arguments.steps is not None and arguments.epochs is not None:
+        raise UserError("give --steps or --epochs, not both")
+    if arguments.config is not None:
+        if not arguments.config.is_file():
+            raise UserError(f"no such configuration file: {arguments.config}")
+        base = config_json.from_json(TrainConfig, arguments.config.read_text(), source=str(arguments.config))
+    else:
+        base = make_config(
+            arguments.recipe,
+            model_type=arguments.model_type,
+            fusion_strategy=fusion or "concat",
+            vl_dim=table.width,
+            vl_slots=table.num_slots,
+            diffusion_timesteps=arguments.diffusion_timesteps,
+        )
+    optimizer = _override(
+        base.optimizer, arguments, ("lr", "sensor_lr", "min_lr", "warmup_ratio", "hold_ratio")
+    )
+    config = _override(
+        dataclasses.replace(base, optimizer=optimizer),
+        arguments,
+        (
+            "steps",
+            "batch_size",
+            "grad_accum_steps",
+            "sensor_loss_weight",
+            "sensor_dropout",
+            "ema_decay",
+            "seed",
+            "validate_every",
+            "checkpoint_every",
+            "log_every",
+        ),
+    )
+    if arguments.epochs is not None:
+        samples = len(dataset.sample_ticks("train"))
+        config = dataclasses.replace(config, steps=max(1, round(arguments.epochs * samples / config.batch_size)))
+    return config
+
+
+def _override(config: Any, arguments: Arguments, names: tuple[str, ...]) -> Any:
+    given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+    return dataclasses.replace(config, **given)
+
+
+def _resume_arguments(argv: list[str]) -> list[str]:
+    return [*(argument for argument in argv if argument != "--resume"), "--resume"]
+
+
+if __name__ == "__main__":
+    cli.run(main, Arguments, name="train", description=DESCRIPTION)
