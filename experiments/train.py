@@ -163,7 +163,9 @@ def configuration(arguments: Arguments, dataset: PackedDataset, table: FeatureTa
     )
     if arguments.epochs is not None:
         samples = len(dataset.sample_ticks("train"))
-        config = dataclasses.replace(config, steps=max(1, round(arguments.epochs * samples / config.batch_size)))
+        config = dataclasses.replace(
+            config, steps=max(1, round(arguments.epochs * samples / config.batch_size))
+        )
     return config
 
 
