@@ -1,0 +1,24 @@
+"""Predictions of a policy that learnt nothing, for comparison."""
+
+import numpy as np
+from jaxtyping import Float
+
+
+def baseline_predictions(
+    training_mean: Float[np.ndarray, " a"], previous_action: Float[np.ndarray, "n a"], horizon: int
+) -> dict[str, Float[np.ndarray, "n h a"]]:
+    """Returns what the baselines predict at each of n ticks, in mm and degrees.
+
+    zero: the arm stands still (gripper 0 too, as the reference's zero baseline has it).
+    mean: the mean action of the training episodes.
+    previous: the delta just before the tick, repeated; it sees the arm's motion, which a policy of images and
+        sensor does not.
+
+    training_mean: mean recorded action. previous_action: delta of the tick before, zeros at an episode's start.
+    """
+    shape = (len(previous_action), horizon, previous_action.shape[-1])
+    return {
+        "zero": np.zeros(shape, np.float32),
+        "mean": np.broadcast_to(np.asarray(training_mean, np.float32), shape),
+        "previous": np.broadcast_to(np.asarray(previous_action, np.float32)[:, None], shape),
+    }

@@ -1,0 +1,96 @@
+"""Drift of the trajectory that results from executing predicted chunks one after another.
+
+Open loop: the chunk predicted at tick 0 is executed whole, then that of tick 8, and so on, while the observations
+are those of the recording. The drift is how far the integrated pose is then from the recorded one.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from vla_jax.evaluation.metrics import ROTATION, TRANSLATION
+
+
+@dataclass(frozen=True)
+class Drift:
+    """Distance from the recorded trajectory of one stretch of consecutive ticks.
+
+    Attributes:
+        episode: index of the episode.
+        position: [m] mm, length of the position error after each executed action.
+        angle: [m] degrees, length of the vector of wrapped Euler angle errors, likewise.
+    """
+
+    episode: int
+    position: Float[np.ndarray, " m"]
+    angle: Float[np.ndarray, " m"]
+
+
+def wrap_degrees(angle: np.ndarray) -> np.ndarray:
+    """Maps angles in degrees to (−180, 180]."""
+    return 180.0 - np.mod(180.0 - angle, 360.0)
+
+
+def executed_actions(predicted: Float[np.ndarray, "m h a"]) -> Float[np.ndarray, "m a"]:
+    """Returns the actions of m consecutive ticks when chunks are executed whole, from ticks 0, h, 2h, …"""
+    ticks, horizon = predicted.shape[:2]
+    index = np.arange(ticks)
+    return predicted[index - index % horizon, index % horizon]
+
+
+def integrated_drift(
+    predicted: Float[np.ndarray, "m h a"], recorded: Float[np.ndarray, "m a"]
+) -> tuple[Float[np.ndarray, " m"], Float[np.ndarray, " m"]]:
+    """Returns position drift in mm and angle drift in degrees after each of m consecutive ticks.
+
+    predicted: the chunk predicted at each tick; recorded: the delta that was executed after it.
+    """
+    error = np.cumsum(np.asarray(executed_actions(predicted), np.float64) - recorded, axis=0)
+    position = np.linalg.norm(error[:, TRANSLATION], axis=-1)
+    return position, np.linalg.norm(wrap_degrees(error[:, ROTATION]), axis=-1)
+
+
+def drift_per_episode(
+    predicted: Float[np.ndarray, "n h a"],
+    recorded: Float[np.ndarray, "n a"],
+    tick: Int[np.ndarray, " n"],
+    episode: Int[np.ndarray, " n"],
+) -> list[Drift]:
+    """Integrates every episode's chunks; a gap in an episode's ticks starts a new stretch there.
+
+    tick: rows of the data set's tick table, ascending; episode: the episode of each.
+    """
+    if not len(tick):
+        return []
+    starts = 1 + np.flatnonzero((np.diff(tick) != 1) | (np.diff(episode) != 0))
+    return [
+        Drift(int(episode[rows[0]]), *integrated_drift(predicted[rows], recorded[rows]))
+        for rows in np.split(np.arange(len(tick)), starts)
+    ]
+
+
+def summarise_drift(drifts: list[Drift]) -> dict[str, object]:
+    """Returns the mean over stretches of the final and of the mean drift, the worst final one, and each stretch's.
+
+    Keys: final_mm, mean_mm, worst_mm, final_deg, mean_deg, worst_deg (None without stretches), episodes.
+    """
+    per_stretch = [
+        {
+            "episode": drift.episode,
+            "ticks": len(drift.position),
+            "final_mm": float(drift.position[-1]),
+            "mean_mm": float(drift.position.mean()),
+            "final_deg": float(drift.angle[-1]),
+            "mean_deg": float(drift.angle.mean()),
+        }
+        for drift in drifts
+    ]
+    summary: dict[str, object] = {}
+    for unit in ("mm", "deg"):
+        final = [entry[f"final_{unit}"] for entry in per_stretch]
+        mean = [entry[f"mean_{unit}"] for entry in per_stretch]
+        summary[f"final_{unit}"] = float(np.mean(final)) if final else None
+        summary[f"mean_{unit}"] = float(np.mean(mean)) if mean else None
+        summary[f"worst_{unit}"] = max(final, default=None)
+    return {**summary, "episodes": per_stretch}
