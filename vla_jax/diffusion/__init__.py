@@ -1,0 +1,1 @@
+"""Diffusion mathematics: a frozen schedule and samplers that are pure functions over it."""

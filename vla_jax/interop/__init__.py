@@ -1,0 +1,1 @@
+"""Policies from and to the PyTorch reference's checkpoints."""

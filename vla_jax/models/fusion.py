@@ -1,0 +1,95 @@
+"""Fusion: vision-language tokens and the sensor feature become the condition vector of an expert."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from vla_jax.models.config import PolicyConfig
+from vla_jax.models.dropout import DropoutKey
+from vla_jax.models.transformer import MultiHeadAttention, linear
+from vla_jax.models.vl_pooling import AttentionPool, SlotEmbedding, mean_pool
+
+
+class Fusion(nnx.Module):
+    """One of four strategies, each ending in a Linear to the expert's width.
+
+    concat: pooled tokens and sensor side by side. cross_attention: the sensor queries the tokens. gated: a learned
+    gate per feature between the pooled tokens and the sensor. none: the pooled tokens alone.
+    """
+
+    def __init__(self, config: PolicyConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.config = config
+        self.strategy = config.fusion.strategy
+        self.dtype = dtype
+        width, sensor_dim = config.expert.hidden_dim, config.sensor.output_dim
+        knows_slots = config.vl_pool == "attention"
+        if self.strategy == "cross_attention":
+            self.vl_proj = linear(config.vl_dim, width, dtype=dtype, rngs=rngs)
+            self.sensor_proj = linear(sensor_dim, width, dtype=dtype, rngs=rngs)
+            if knows_slots:
+                self.slot_embedding = SlotEmbedding(config.vl_slots, width, dtype=dtype, rngs=rngs)
+            self.cross_attn = MultiHeadAttention(
+                width, config.fusion.num_heads, config.fusion.dropout, dtype=dtype, rngs=rngs
+            )
+            condition_dim = width
+        else:
+            if knows_slots:
+                self.pool = AttentionPool(
+                    config.vl_dim,
+                    config.vl_slots,
+                    config.pooled_dim,
+                    config.fusion.vl_pool_heads,
+                    dtype=dtype,
+                    rngs=rngs,
+                )
+            condition_dim = config.pooled_dim
+        if self.strategy == "gated":
+            self.vl_proj = linear(config.pooled_dim, width, dtype=dtype, rngs=rngs)
+            self.sensor_proj = linear(sensor_dim, width, dtype=dtype, rngs=rngs)
+            self.gate = linear(2 * width, width, dtype=dtype, rngs=rngs)
+            condition_dim = width
+        if self.strategy == "concat":
+            condition_dim += sensor_dim
+        self.project = linear(condition_dim, width, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self,
+        vl: Float[Array, "b s v"],
+        vl_mask: Bool[Array, "b s"] | None,
+        sensor_features: Float[Array, "b d"] | None,
+        *,
+        key: DropoutKey = None,
+    ) -> Float[Array, "b e"]:
+        """The condition.
+
+        vl_mask: tokens that are present (None: all). sensor_features: not read, and may be None, for `none`.
+        """
+        if self.strategy == "none":
+            return self.project(self._pool(vl, vl_mask))
+        if sensor_features is None:
+            raise ValueError(f"fusion {self.strategy!r} needs sensor features")
+        sensor_features = sensor_features.astype(self.dtype)
+        if self.strategy == "cross_attention":
+            return self.project(self._sensor_queries_tokens(vl, vl_mask, sensor_features, key))
+        pooled = self._pool(vl, vl_mask)
+        if self.strategy == "concat":
+            return self.project(jnp.concatenate([pooled, sensor_features], axis=-1))
+        pooled, sensor = self.vl_proj(pooled), self.sensor_proj(sensor_features)
+        gate = jax.nn.sigmoid(self.gate(jnp.concatenate([pooled, sensor], axis=-1)))
+        return self.project(gate * pooled + (1 - gate) * sensor)
+
+    def _pool(self, vl: Array, vl_mask: Array | None) -> Array:
+        if self.config.vl_pool == "attention":
+            return self.pool(vl, vl_mask)
+        return mean_pool(vl, vl_mask if self.config.fusion.masked_pool else None).astype(self.dtype)
+
+    def _sensor_queries_tokens(
+        self, vl: Array, vl_mask: Array | None, sensor: Array, key: DropoutKey
+    ) -> Array:
+        tokens = self.vl_proj(vl)
+        if self.config.vl_pool == "attention":
+            tokens = self.slot_embedding(tokens)
+        query = self.sensor_proj(sensor)[:, None]
+        mask = vl_mask if self.config.fusion.masked_pool else None
+        return self.cross_attn.cross(query, tokens, mask, key=key)[:, 0]
