@@ -231,7 +231,8 @@ class ShardWriter:
         self._keys: list[str] = []
         self._arrays: list[np.ndarray] = []
         self._prompts: dict[str, int] = {}
-        self._num_bytes = 0
+        self.num_bytes = 0
+        """Size of the features that wait for `flush`."""
 
     def __len__(self) -> int:
         """The number of records that wait for `flush`."""
@@ -262,8 +263,8 @@ class ShardWriter:
         self._arrays.append(stored)
         if prompt is not None:
             self._prompts[prompt] = self._prompts.get(prompt, 0) + 1
-        self._num_bytes += stored.nbytes
-        if self._num_bytes >= self._max_bytes:
+        self.num_bytes += stored.nbytes
+        if self.num_bytes >= self._max_bytes:
             self.flush()
 
     def flush(self) -> Path | None:

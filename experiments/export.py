@@ -1,0 +1,96 @@
+"""Writes the vision-language features that a data set needs: `python -m experiments.export DATA …`."""
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from experiments import cli
+from feature_cache.backbone import find_backbone
+from feature_cache.exporter import export
+from feature_cache.processor import parse_image_size
+from feature_cache.work import ImageSource, make_work
+from vla_jax.data import PackedDataset
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    data: tyro.conf.Positional[Path]
+    """Prepared data set (see `prepare`)."""
+    backbone: str
+    """Qwen2.5-VL: a local directory, or a model hub's name such as Qwen/Qwen2.5-VL-3B-Instruct."""
+    cache: Path
+    """Feature cache to fill; what it already has is skipped."""
+    pooling: Literal["grid", "mean", "last", "tokens"] = "grid"
+    """Slots per record: K×K cells of each image and the mean of the text; the mean of all tokens; the last
+    token; or all tokens."""
+    grid: int = 2
+    """Cells per side of each image, for `--pooling grid`."""
+    image_size: str = "360x640"
+    """HEIGHTxWIDTH: larger images are shrunk to this many pixels, keeping their shape; none is enlarged."""
+    adapter: str | None = None
+    """Directory of a PEFT LoRA adapter, merged into the backbone first."""
+    layer: int = -1
+    """Hidden layer to take: -1 is the last, 0 the embeddings."""
+    dtype: Literal["float16", "bfloat16"] = "float16"
+    """Number type of the stored features."""
+    compute_dtype: Literal["float32", "bfloat16"] | None = None
+    """Number type of the backbone; by default bfloat16 on a GPU and float32 on a CPU."""
+    device: str | None = None
+    """Torch device; by default this process's GPU (see torchrun), else the CPU."""
+    batch_tokens: int | None = None
+    """Tokens per batch; by default 16384 on a GPU and 4096 on a CPU. Halved when memory runs out."""
+    threads: int | None = None
+    """Threads that read and decode images; by default one per processor, at most 8."""
+
+
+def main(arguments: Arguments) -> int | None:
+    dataset = PackedDataset.open(arguments.data)
+    required = [dataset.records[i] for i in dataset.required_records()]
+    if not required:
+        print("nothing to export: no episode has images")
+        return None
+    files = find_backbone(
+        arguments.backbone, image_size=parse_image_size(arguments.image_size), adapter=arguments.adapter
+    )
+    provenance = files.provenance(
+        pooling=arguments.pooling, grid=arguments.grid, layer=arguments.layer, dtype=arguments.dtype
+    )
+    items = make_work(
+        provenance.digest(),
+        [
+            (record.prompt, [ImageSource(str(image.path), image.digest) for image in record.images])
+            for record in required
+        ],
+    )
+    summary = export(
+        files,
+        provenance,
+        items,
+        arguments.cache,
+        device=arguments.device,
+        compute_dtype=arguments.compute_dtype,
+        batch_tokens=arguments.batch_tokens,
+        num_threads=arguments.threads,
+    )
+    rate = f" at {summary.num_written / summary.seconds:.1f} records/s" if summary.num_written else ""
+    print(
+        f"{arguments.cache}: {summary.num_written} records written{rate}, {summary.num_present} already there; "
+        f"features {provenance.name()} ({arguments.pooling} pooling)"
+    )
+    if summary.interrupted_by is not None:
+        print(f"interrupted with {summary.num_left} records left; the same command goes on from here")
+        return 128 + summary.interrupted_by
+    return None
+
+
+if __name__ == "__main__":
+    cli.run(
+        main,
+        Arguments,
+        name="export",
+        description="Encodes the camera images and prompts of a data set with a frozen Qwen2.5-VL and writes "
+        "the features into a cache. Interrupted exports go on where they were. On several GPUs: "
+        "torchrun --nproc-per-node N -m experiments.export …",
+    )

@@ -1,0 +1,245 @@
+"""Filling the cache: encodes the records that are missing and writes them as shards.
+
+Images are read, checked and decoded by threads a few batches ahead of the model. Batches are formed over the whole
+list of work, so that their composition, and with it every last bit of the features, does not depend on where an
+earlier export was interrupted.
+"""
+
+import contextlib
+import dataclasses
+import logging
+import os
+import signal
+import time
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+
+from feature_cache import shard as shards
+from feature_cache.backbone import Backbone, BackboneFiles, load_backbone
+from feature_cache.keys import Provenance
+from feature_cache.processor import PreparedRecord
+from feature_cache.shard import DamagedShardError
+from feature_cache.store import FeatureStore, ShardWriter, prepare_directory, shard_paths
+from feature_cache.work import WorkItem, make_batches, measure, process_share, read_images
+from vla_jax.errors import UserError
+from vla_jax.progress import progress_bar
+
+logger = logging.getLogger(__name__)
+
+# A shard is written when it is this full or this old, whichever comes first: few files, little to lose.
+_SHARD_BYTES = 64 << 20
+_SHARD_SECONDS = 60.0
+# Batches whose images are decoded ahead of the model.
+_BATCHES_AHEAD = 3
+DEFAULT_BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportSummary:
+    """What one process of an export did."""
+
+    num_present: int
+    """Records that the cache already had."""
+    num_written: int
+    num_left: int
+    """Records of this process's share that an interruption left undone."""
+    seconds: float
+    """Time from the first batch to the last shard."""
+    interrupted_by: int | None
+    """The signal that ended the export early, or None."""
+
+
+def export(
+    files: BackboneFiles,
+    provenance: Provenance,
+    items: list[WorkItem],
+    cache_dir: str | os.PathLike,
+    *,
+    device: str | None = None,
+    compute_dtype: str | None = None,
+    batch_tokens: int | None = None,
+    num_threads: int | None = None,
+) -> ExportSummary:
+    """Encodes the items that the cache lacks and writes them into it.
+
+    The backbone is loaded only when something is missing. Damaged shards are set aside first and their records
+    encoded anew. Under torchrun each process takes every n-th batch. SIGTERM and Ctrl-C finish the batch and the
+    shard in hand; a second one ends at once.
+
+    provenance: of these files, from `files.provenance`.
+    device, compute_dtype: see `load_backbone`.
+    batch_tokens: padded tokens per batch; None takes a default for the device.
+    num_threads: threads that read and decode images; None takes one per processor, at most 8.
+
+    Raises:
+        UserError: an image is missing or has changed, memory does not suffice for a single record, or the
+            cache cannot be written to.
+    """
+    store = open_checked(cache_dir, provenance)
+    missing = ~store.contains([item.key for item in items])
+    num_present = len(items) - int(missing.sum())
+    if not missing.any():
+        return ExportSummary(num_present, 0, 0, 0.0, None)
+    num_threads = num_threads or min(8, os.cpu_count() or 1)
+    with ThreadPoolExecutor(num_threads) as threads:
+        # Before the backbone is loaded, which may take minutes: this finds the images that are missing.
+        num_tokens = measure(items, files.processor.num_tokens, threads)
+        backbone = load_backbone(files, device=device, compute_dtype=compute_dtype)
+        batch_tokens = batch_tokens or DEFAULT_BATCH_TOKENS.get(backbone.device.type, 4096)
+        batches = [batch[missing[batch]] for batch in make_batches(num_tokens, batch_tokens)]
+        rank, world_size = process_share()
+        share = [batch for batch in batches if len(batch)][rank::world_size]
+        todo = [[items[i] for i in batch] for batch in share]
+        num_todo = sum(map(len, todo))
+        writer = ShardWriter(cache_dir, provenance, max_bytes=1 << 62)
+        with _graceful_stop() as stop:
+            start = time.monotonic()
+            written = _encode_all(backbone, provenance, todo, threads, writer, stop, num_todo)
+            seconds = time.monotonic() - start
+    return ExportSummary(num_present, written, num_todo - written, seconds, stop.signal)
+
+
+def open_checked(cache_dir: str | os.PathLike, provenance: Provenance) -> FeatureStore:
+    """Opens the store of a provenance after setting aside every shard that is damaged, with a warning each.
+
+    Every byte is compared with its checksum: what an export skips must be readable.
+    """
+    directory = prepare_directory(cache_dir, provenance)
+    for path in shard_paths(directory):
+        try:
+            shards.verify(path)
+        except DamagedShardError as error:
+            logger.warning("%s: damaged (%s); set aside, its features are exported again", path, error.reason)
+            with contextlib.suppress(FileNotFoundError):  # another process was faster
+                os.replace(path, path.with_name(path.name + ".damaged"))
+        except FileNotFoundError:
+            logger.debug("%s was set aside by another process", path)
+    return FeatureStore.open(cache_dir, provenance.name())
+
+
+def _encode_all(
+    backbone: Backbone,
+    provenance: Provenance,
+    todo: list[list[WorkItem]],
+    threads: ThreadPoolExecutor,
+    writer: ShardWriter,
+    stop: "_Stop",
+    num_todo: int,
+) -> int:
+    num_written, shard_started = 0, time.monotonic()
+    bar = progress_bar(total=num_todo, desc="export", unit="record", smoothing=0.1)
+    with bar, contextlib.closing(_prepared_batches(backbone, todo, threads)) as prepared:
+        try:
+            for batch, records in prepared:
+                features = encode_within_memory(backbone, records, provenance)
+                for item, slots in zip(batch, features, strict=True):
+                    writer.add(item.key, slots, prompt=item.prompt)
+                num_written += len(batch)
+                bar.update(len(batch))
+                if stop.signal is not None:
+                    break
+                if writer.num_bytes >= _SHARD_BYTES or time.monotonic() - shard_started >= _SHARD_SECONDS:
+                    writer.flush()
+                    shard_started = time.monotonic()
+        finally:
+            # Also when an image turns out to be damaged: what is encoded stays encoded.
+            writer.flush()
+    return num_written
+
+
+def _prepared_batches(
+    backbone: Backbone, todo: list[list[WorkItem]], threads: ThreadPoolExecutor
+) -> Iterator[tuple[list[WorkItem], list[PreparedRecord]]]:
+    """Yields the batches in order, each with its records prepared by `threads` ahead of time."""
+
+    def prepare(item: WorkItem) -> PreparedRecord:
+        return backbone.processor.prepare(item.prompt, read_images(item))
+
+    ahead: deque[tuple[list[WorkItem], list[Future[PreparedRecord]]]] = deque()
+    remaining = iter(todo)
+    try:
+        while True:
+            while len(ahead) <= _BATCHES_AHEAD and (batch := next(remaining, None)) is not None:
+                ahead.append((batch, [threads.submit(prepare, item) for item in batch]))
+            if not ahead:
+                return
+            batch, futures = ahead.popleft()
+            yield batch, [future.result() for future in futures]
+    finally:
+        for _, futures in ahead:
+            for future in futures:
+                future.cancel()
+
+
+def encode_within_memory(
+    backbone: Backbone, records: list[PreparedRecord], provenance: Provenance
+) -> list[np.ndarray]:
+    """Encodes a batch, in halves of halves where memory does not suffice for all of it at once.
+
+    Raises:
+        UserError: memory does not suffice for one record.
+    """
+    import torch
+
+    try:
+        return backbone.encode(records, provenance)
+    except RuntimeError as error:
+        if not _is_out_of_memory(error):
+            raise
+        if len(records) == 1:
+            raise UserError(
+                f"out of memory on {backbone.device} with a single record of {len(records[0].tokens)} tokens; "
+                "use a smaller --image-size"
+            ) from error
+    # Outside the handler, whose traceback would hold on to the tensors that filled the memory.
+    if backbone.device.type == "cuda":
+        torch.cuda.empty_cache()
+    half = len(records) // 2
+    logger.warning(
+        "out of memory with %d records at once; going on with %d (lower --batch-tokens to avoid this)",
+        len(records),
+        half,
+    )
+    return [
+        *encode_within_memory(backbone, records[:half], provenance),
+        *encode_within_memory(backbone, records[half:], provenance),
+    ]
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+class _Stop:
+    """Which signal has asked the export to end, if any."""
+
+    signal: int | None = None
+
+
+@contextlib.contextmanager
+def _graceful_stop() -> Iterator[_Stop]:
+    """Turns the first SIGTERM or SIGINT into a request to stop; the second acts as usual."""
+    stop = _Stop()
+    previous = {}
+
+    def handle(number, frame):
+        stop.signal = number
+        signal.signal(number, previous[number])
+        logger.warning("stopping after the batch in hand; its shard is written (again to end at once)")
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        try:
+            previous[number] = signal.signal(number, handle)
+        except ValueError:
+            # Not the main thread: signals are somebody else's there.
+            break
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
