@@ -1,0 +1,75 @@
+"""`python -m experiments.phantom OUT`: writes simulated needle insertions as `windows` episodes."""
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+from tqdm import tqdm
+
+from experiments import cli
+from experiments.phantom.data_set import DataSetSettings, write_data_set
+from vla_jax.errors import UserError
+
+_MOST_WORKERS = 16
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What to simulate, and where to."""
+
+    out: tyro.conf.Positional[Path]
+    """Directory for the episodes. If it already holds episodes of the same seed and options, only the missing ones are
+    written."""
+    episodes: int = 40
+    """Number of episodes."""
+    seed: int = 0
+    """Random seed: equal seeds give byte-identical episodes, whatever their number and the number of workers."""
+    image_size: int = 112
+    """Width and height of the three views, pixels."""
+    sensorless_fraction: float = 0.2
+    """Fraction of episodes without force and A-scan, between 0 and 1."""
+    overlapping_windows: bool = False
+    """Store the sensor as the lab does: overlapping windows of 650 rows, 5.6 a second (about 100 MB an episode), instead
+    of ten windows of 65 rows a second that join without overlap (about 19 MB)."""
+    workers: int = 0
+    """Worker processes; 0 takes one per processor core, at most 16."""
+
+
+def main(arguments: Arguments) -> None:
+    """Writes the episodes with a progress bar and says what is there."""
+    if arguments.episodes < 1:
+        raise UserError(f"--episodes must be at least 1, got {arguments.episodes}")
+    if arguments.workers < 0:
+        raise UserError(f"--workers must not be negative, got {arguments.workers}")
+    settings = DataSetSettings(
+        seed=arguments.seed,
+        image_size=arguments.image_size,
+        sensorless_fraction=arguments.sensorless_fraction,
+        overlapping_windows=arguments.overlapping_windows,
+    )
+    workers = arguments.workers or min(os.cpu_count() or 1, _MOST_WORKERS)
+    # Without a terminal a line now and then instead of a moving bar.
+    interval = 0.1 if sys.stderr.isatty() else 10.0
+    with tqdm(total=arguments.episodes, unit="episode", desc="phantom", mininterval=interval) as bar:
+        num_present = write_data_set(
+            arguments.out,
+            arguments.episodes,
+            settings,
+            num_workers=workers,
+            on_written=lambda path: bar.update(),
+        )
+        bar.update(num_present)
+    resumed = f" ({num_present} were already there)" if num_present else ""
+    print(f"{arguments.episodes} episodes in {arguments.out}{resumed}")
+
+
+if __name__ == "__main__":
+    cli.run(
+        main,
+        Arguments,
+        name="phantom",
+        description="Simulates a needle inserted into a layered tissue phantom, guided by a scripted expert, and writes "
+        "the insertions as episodes: three camera views at 5 Hz, poses at 100 Hz, force and OCT A-scans at 650 Hz.",
+    )

@@ -1,0 +1,164 @@
+"""A set of phantom episodes on disk: numbering, seeds, resuming, worker processes."""
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from experiments.phantom.episode_writer import write_episode
+from experiments.phantom.recording import record_expert
+from experiments.phantom.simulator import PhantomSimulator
+from vla_jax.errors import UserError
+
+GENERATOR_VERSION = 1
+"""Raise it whenever equal seeds no longer give equal files."""
+
+STAGING_NAME = ".partial"
+_FIRST_START_TIME = 1_767_225_600.0  # 2026-01-01, so that files do not depend on the clock
+_SECONDS_BETWEEN_EPISODES = 60.0
+
+
+@dataclass(frozen=True)
+class DataSetSettings:
+    """What, with the episode's number, decides an episode's bytes."""
+
+    seed: int
+    image_size: int = 112
+    sensorless_fraction: float = 0.2
+    overlapping_windows: bool = False
+
+    def __post_init__(self):
+        if self.seed < 0:
+            raise UserError(f"seed must not be negative, got {self.seed}")
+        if not 28 <= self.image_size <= 2048:
+            raise UserError(f"image size must be between 28 and 2048 pixels, got {self.image_size}")
+        if not 0 <= self.sensorless_fraction <= 1:
+            raise UserError(f"sensorless fraction must be between 0 and 1, got {self.sensorless_fraction}")
+
+    def episode_seed(self, index: int) -> np.random.SeedSequence:
+        """The random state of one episode, whatever the number of episodes."""
+        return np.random.SeedSequence(self.seed, spawn_key=(index,))
+
+    def has_sensor(self, index: int) -> bool:
+        """Whether an episode has a sensor: the sensorless ones are spread evenly, from a phase that the seed decides."""
+        phase = np.random.default_rng(self.seed).uniform()
+        share = self.sensorless_fraction
+        return int((index + 1) * share + phase) == int(index * share + phase)
+
+
+def write_episode_of(index: int, *, out: Path, settings: DataSetSettings) -> Path:
+    """Simulates and writes episode `index` below `out`; returns its directory, OUT/<Colour>_point/episode_<index>."""
+    simulator = PhantomSimulator(image_size=settings.image_size, has_sensor=settings.has_sensor(index))
+    recording = record_expert(simulator, settings.episode_seed(index))
+    directory = out / recording.scenario.task / f"episode_{index:05d}"
+    write_episode(
+        directory,
+        out / STAGING_NAME,
+        recording,
+        start_time=_FIRST_START_TIME + index * _SECONDS_BETWEEN_EPISODES,
+        overlapping_windows=settings.overlapping_windows,
+        ground_truth=_identity(index, settings),
+    )
+    return directory
+
+
+def write_data_set(
+    out: Path,
+    num_episodes: int,
+    settings: DataSetSettings,
+    *,
+    num_workers: int = 1,
+    on_written: Callable[[Path], None] = lambda path: None,
+) -> int:
+    """Writes the episodes 0 … num_episodes-1 that `out` does not hold yet; returns how many it held.
+
+    on_written: called with each new episode's directory, in no particular order.
+
+    Raises:
+        UserError: `out` cannot be written, or holds episodes of other settings or something else.
+    """
+    present = find_episodes(out, settings)
+    try:
+        # Left by a killed run; nothing below it is a finished episode.
+        shutil.rmtree(out / STAGING_NAME, ignore_errors=True)
+        (out / STAGING_NAME).mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"cannot write episodes to {out}: {error.strerror}") from error
+    missing = [index for index in range(num_episodes) if index not in present]
+    write = partial(write_episode_of, out=out, settings=settings)
+    try:
+        if num_workers == 1 or len(missing) < 2:
+            for index in missing:
+                on_written(write(index))
+        else:
+            # Not forked: the caller may have threads.
+            pool = ProcessPoolExecutor(
+                min(num_workers, len(missing)), multiprocessing.get_context("spawn"), _prepare_worker
+            )
+            with pool:
+                futures = [pool.submit(write, index) for index in missing]
+                try:
+                    for future in as_completed(futures):
+                        on_written(future.result())
+                except BaseException:
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    raise
+    except OSError as error:
+        raise UserError(f"cannot write episodes to {out}: {error}") from error
+    shutil.rmtree(out / STAGING_NAME, ignore_errors=True)
+    return num_episodes - len(missing)
+
+
+def find_episodes(out: Path, settings: DataSetSettings) -> set[int]:
+    """Returns the numbers of the finished episodes in `out` (empty when it does not exist).
+
+    Raises:
+        UserError: `out` is a file, holds other data, or episodes written with other settings.
+    """
+    if not out.exists():
+        return set()
+    if not out.is_dir():
+        raise UserError(f"{out} is a file; give a directory for the episodes")
+    present = set()
+    for task in sorted(path for path in out.iterdir() if path.name != STAGING_NAME):
+        episodes = sorted(task.glob("episode_*/metadata.json")) if task.is_dir() else []
+        if not episodes:
+            raise UserError(
+                f"{out} already holds something else ({task.name}); give an empty or new directory"
+            )
+        for path in episodes:
+            identity = json.loads(path.read_text()).get("phantom", {})
+            index = identity.get("episode", -1)
+            if {key: identity.get(key) for key in _identity(index, settings)} != _identity(index, settings):
+                raise UserError(
+                    f"{path.parent} was written with other settings than these; give another directory, "
+                    "or the same --seed and options to add to it"
+                )
+            present.add(index)
+    return present
+
+
+def _identity(index: int, settings: DataSetSettings) -> dict:
+    """What must be equal for an episode on disk to be the one that would be written."""
+    return {"generator_version": GENERATOR_VERSION, "episode": index, "settings": asdict(settings)}
+
+
+def _prepare_worker() -> None:
+    """Leaves Ctrl-C to the parent, and ends the worker when the parent is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+
+    def end_with_parent() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()

@@ -1,0 +1,141 @@
+"""The scripted expert: pure state feedback, so that what it does can be learnt from what can be observed.
+
+Sideways and in orientation its speed is proportional to what remains, with saturation. It descends once it is aligned,
+slows down before the surface, slows down more while it pushes the membrane, and stops inside the target layer. Nothing
+depends on time, so equal observations have equal actions, apart from a small variation of the speed.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from experiments.phantom.scenario import Scenario
+
+STOP_DEPTH_MM = 0.3
+"""How far past the target layer's surface the expert stops."""
+ALIGNED_MM = 0.15
+ALIGNED_DEG = 0.4
+AT_STOP_MM = 0.04
+
+_LATERAL_RATE = 0.8  # 1/s
+_LATERAL_MAX_MM_S = 3.0
+_ANGULAR_RATE = 0.8  # 1/s
+_ANGULAR_MAX_DEG_S = 6.0
+_APPROACH_MM_S = 4.0
+_INSERT_MM_S = 1.8
+_PRESS_MM_S = 1.0
+_SLOWING_MM = 1.2
+_STOP_RATE = 1.8  # 1/s
+
+
+@dataclass(frozen=True)
+class ExpertView:
+    """What the expert goes by. pose: (6,) mm and degrees. Depths in mm below the surface."""
+
+    pose: NDArray
+    marker_xy_mm: tuple[float, float]
+    surface_z_mm: float
+    membrane_mm: float
+    target_mm: float
+    is_punctured: bool
+
+    @classmethod
+    def of(cls, scenario: Scenario, pose: NDArray, is_punctured: bool) -> "ExpertView":
+        """The view of a scenario's state."""
+        return cls(
+            pose,
+            scenario.marker_xy_mm,
+            scenario.surface_z_mm,
+            scenario.membrane_mm,
+            scenario.target_mm,
+            is_punctured,
+        )
+
+    @property
+    def depth_mm(self) -> float:
+        """Depth of the tip below the surface."""
+        return float(self.surface_z_mm - self.pose[2])
+
+    @property
+    def lateral_mm(self) -> NDArray:
+        """What remains sideways, (2,)."""
+        return np.asarray(self.marker_xy_mm) - self.pose[:2]
+
+    @property
+    def remaining_mm(self) -> float:
+        """What remains in depth, to the stop inside the target layer."""
+        return self.target_mm + STOP_DEPTH_MM - self.depth_mm
+
+    @property
+    def is_aligned(self) -> bool:
+        """Whether the needle stands upright over the marker."""
+        return bool(
+            np.linalg.norm(self.lateral_mm) < ALIGNED_MM and np.max(np.abs(self.pose[3:])) < ALIGNED_DEG
+        )
+
+    @property
+    def is_at_stop(self) -> bool:
+        """Whether the insertion is finished."""
+        return abs(self.remaining_mm) < AT_STOP_MM
+
+
+def expert_velocity(view: ExpertView) -> NDArray:
+    """Returns the expert's velocity (6,): mm/s and degrees/s in the base frame."""
+    lateral = _towards_zero(view.lateral_mm, _LATERAL_RATE, _LATERAL_MAX_MM_S)
+    angular = _towards_zero(-view.pose[3:], _ANGULAR_RATE, _ANGULAR_MAX_DEG_S)
+    misaligned = max(
+        np.linalg.norm(view.lateral_mm) / ALIGNED_MM, np.max(np.abs(view.pose[3:])) / ALIGNED_DEG
+    )
+    readiness = 1.0 - _smooth_step((misaligned - 1.0) / 1.5)
+    return np.concatenate([lateral, [-readiness * _insertion_speed(view)], angular])
+
+
+def expert_action(view: ExpertView, step_s: float, speed_factor: float = 1.0) -> NDArray:
+    """Returns the expert's action (7,) for a step: dx dy dz in mm, da db dr in degrees, gripper 1.
+
+    speed_factor: about 1, a person's variation of the speed.
+    """
+    return np.append(expert_velocity(view) * (speed_factor * step_s), 1.0)
+
+
+class SpeedVariation:
+    """A person's slowly varying speed: a factor about 1, an Ornstein-Uhlenbeck process (5 %, 0.4 s)."""
+
+    def __init__(self, rng: np.random.Generator, sigma: float = 0.05, time_constant_s: float = 0.4):
+        self._rng, self._sigma, self._time_constant_s = rng, sigma, time_constant_s
+        self._value = rng.normal(0.0, sigma)
+
+    def step(self, step_s: float) -> float:
+        """Returns the factor of the next step."""
+        keep = np.exp(-step_s / self._time_constant_s)
+        self._value = keep * self._value + self._sigma * np.sqrt(1 - keep**2) * self._rng.normal()
+        return float(1.0 + self._value)
+
+
+def _insertion_speed(view: ExpertView) -> float:
+    """Returns the speed along the needle, mm/s, positive inwards: the slowest of what the situation asks for."""
+    height = max(-view.depth_mm, 0.0)
+    speed = _INSERT_MM_S + (_APPROACH_MM_S - _INSERT_MM_S) * (1 - np.exp(-height / _SLOWING_MM))
+    if not view.is_punctured:
+        pressed = _smooth_step((view.depth_mm - view.membrane_mm) / 0.15)
+        speed += pressed * (_PRESS_MM_S - _INSERT_MM_S)
+    return (
+        min(speed, _INSERT_MM_S * np.tanh(_STOP_RATE * view.remaining_mm / _INSERT_MM_S))
+        if height == 0
+        else speed
+    )
+
+
+def _towards_zero(remaining: NDArray, rate: float, max_speed: float) -> NDArray:
+    """Returns a velocity along `remaining`: rate times its length, saturating smoothly at max_speed."""
+    length = np.linalg.norm(remaining)
+    if length == 0:
+        return np.zeros_like(remaining)
+    return remaining / length * (max_speed * np.tanh(rate * length / max_speed))
+
+
+def _smooth_step(x: float) -> float:
+    """Returns 0 below 0, 1 above 1, and a smooth rise between."""
+    x = min(max(x, 0.0), 1.0)
+    return x * x * (3 - 2 * x)

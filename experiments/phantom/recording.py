@@ -1,0 +1,99 @@
+"""One episode in memory: the scripted expert, driven through the simulator's closed loop, and what was recorded."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from experiments.phantom.expert import ExpertView, SpeedVariation, expert_action
+from experiments.phantom.scenario import Scenario
+from experiments.phantom.simulator import STEP_S, PhantomSimulator
+
+NEAR_TARGET_MM = 1.0
+_MAX_STEPS = 400
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A named stretch of the episode, s since its start; the borders lie between control ticks."""
+
+    name: str
+    start_s: float
+    end_s: float
+
+
+@dataclass
+class Recording:
+    """An episode. Times in s since the first pose.
+
+    pose_times_s [p], poses [p, 6] at 100 Hz; sensor_times_s [n], sensor [n, 1026] float16 at 650 Hz or None;
+    images: list of (time, view -> uint8 [size, size, 3]) at 5 Hz.
+    """
+
+    scenario: Scenario
+    pose_times_s: NDArray
+    poses: NDArray
+    sensor_times_s: NDArray
+    sensor: NDArray | None
+    images: list[tuple[float, dict[str, NDArray]]]
+    segments: list[Segment] = field(default_factory=list)
+
+
+def record_expert(simulator: PhantomSimulator, seed: np.random.SeedSequence) -> Recording:
+    """Lets the expert insert the needle of `seed`'s scenario and returns what was recorded.
+
+    The sensor's stream begins one step (0.1 s) before the first pose, so that a full window exists at the first tick.
+    """
+    observation = simulator.reset(seed)
+    scenario = simulator.scenario
+    variation_seed = np.random.SeedSequence(seed.entropy, spawn_key=(*seed.spawn_key, 1))
+    variation = SpeedVariation(np.random.Generator(np.random.SFC64(variation_seed)))
+    traces, images, views = [simulator.trace], [(observation.image_time_s, observation.images)], []
+    hold_steps = round(scenario.hold_s / STEP_S)
+    while hold_steps > 0:
+        view = simulator.expert_view
+        views.append(view)
+        hold_steps -= view.is_at_stop
+        observation = simulator.step(expert_action(view, STEP_S, variation.step(STEP_S)))
+        traces.append(simulator.trace)
+        if observation.images and observation.image_time_s > images[-1][0]:
+            images.append((observation.image_time_s, observation.images))
+        if len(views) > _MAX_STEPS:
+            raise RuntimeError(f"the expert has not reached the target in {_MAX_STEPS} steps: {scenario}")
+    sensors = [trace.sensor for trace in traces]
+    return Recording(
+        scenario=scenario,
+        # Of the still step before the start, only the pose at time 0 is kept.
+        pose_times_s=np.concatenate([traces[0].pose_times_s[-1:], *(t.pose_times_s for t in traces[1:])]),
+        poses=np.concatenate([traces[0].poses[-1:], *(t.poses for t in traces[1:])]),
+        sensor_times_s=np.concatenate([t.sensor_times_s for t in traces]),
+        sensor=None if sensors[0] is None else np.concatenate(sensors, dtype=np.float16, casting="same_kind"),
+        images=images if observation.images else [],
+        segments=find_segments(views),
+    )
+
+
+def find_segments(views: list[ExpertView]) -> list[Segment]:
+    """Returns the named stretches of an episode from the state at every control tick."""
+    above = np.array([view.depth_mm < 0 for view in views])
+    aligned = np.array([view.is_aligned for view in views])
+    at_stop = np.array([view.is_at_stop for view in views])
+    to_target = np.array([view.depth_mm - view.target_mm for view in views])
+    masks = {
+        "align": above & ~aligned,
+        "approach": above & aligned,
+        "insert": ~above & ~at_stop,
+        "near_target": np.abs(to_target) <= NEAR_TARGET_MM,
+        "hold": at_stop,
+    }
+    return [
+        Segment(name, (first - 0.5) * STEP_S, (last + 0.5) * STEP_S)
+        for name, mask in masks.items()
+        for first, last in _runs(mask)
+    ]
+
+
+def _runs(mask: NDArray) -> list[tuple[int, int]]:
+    """Returns (first, last) of every run of True."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], mask.astype(np.int8), [0]])))
+    return [(int(first), int(stop) - 1) for first, stop in edges.reshape(-1, 2)]

@@ -1,0 +1,98 @@
+"""What differs from episode to episode, drawn from a seed."""
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from experiments.phantom.tissue import TissueLayers
+
+MARKER_COLOURS = {
+    "Red": (200, 35, 35),
+    "Green": (30, 140, 60),
+    "Blue": (35, 70, 190),
+    "Yellow": (225, 185, 30),
+}
+"""Marker colours (sRGB); the name gives the task folder and the instruction."""
+
+SURFACE_Z_MM = 60.0
+START_XY_MM = (190.0, 0.0)
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One phantom, one marker, one start pose and one sensor. Lengths in mm, angles in degrees, base frame of the robot."""
+
+    marker: str
+    marker_xy_mm: tuple[float, float]
+    phantom_xy_mm: tuple[float, float]
+    """Centre of the phantom's block."""
+    surface_z_mm: float
+    start_pose: tuple[float, float, float, float, float, float]
+    membrane_mm: float
+    target_mm: float
+    puncture_n: float
+    stiffness_factor: float
+    force_offset: float
+    """Recorded force without contact; the recordings' zero is arbitrary, at about 2.4."""
+    force_gain: float
+    ascan_gain: float
+    ascan_offset: float
+    brightness: float
+    hold_s: float
+
+    def __post_init__(self):
+        if self.marker not in MARKER_COLOURS:
+            raise ValueError(f"marker {self.marker!r} is none of {', '.join(MARKER_COLOURS)}")
+
+    @property
+    def layers(self) -> TissueLayers:
+        """The tissue under the marker."""
+        return TissueLayers(membrane_mm=self.membrane_mm, target_mm=self.target_mm)
+
+    @property
+    def task(self) -> str:
+        """Name of the task's folder, as the lab names it."""
+        return f"{self.marker}_point"
+
+    @property
+    def instruction(self) -> str:
+        """The prompt."""
+        return f"Insert the needle at the {self.marker.lower()} point"
+
+    @property
+    def lateral_offset_mm(self) -> tuple[float, float]:
+        """From the start pose to the marker."""
+        return (self.marker_xy_mm[0] - self.start_pose[0], self.marker_xy_mm[1] - self.start_pose[1])
+
+    def to_json(self) -> dict:
+        """Returns every drawn value, and the lateral offset, as JSON types."""
+        return asdict(self) | {"lateral_offset_mm": self.lateral_offset_mm}
+
+
+def draw_scenario(rng: np.random.Generator) -> Scenario:
+    """Draws a scenario. What the cameras see (marker, offset, start height) and what they cannot (membrane, target
+    layer) are independent."""
+    surface_z = SURFACE_Z_MM + rng.uniform(-0.3, 0.3)
+    start_x, start_y = np.add(START_XY_MM, rng.uniform(-0.8, 0.8, 2))
+    while np.hypot(*(offset := rng.uniform(-4.0, 4.0, 2))) < 1.5:
+        pass
+    start_z = surface_z + rng.uniform(6.0, 9.0)
+    tilt_a, tilt_b = rng.uniform(-4.0, 4.0, 2)
+    twist = rng.uniform(-8.0, 8.0)
+    return Scenario(
+        marker=str(rng.choice(list(MARKER_COLOURS))),
+        marker_xy_mm=(float(start_x + offset[0]), float(start_y + offset[1])),
+        phantom_xy_mm=tuple(np.add(START_XY_MM, rng.uniform(-0.8, 0.8, 2)).tolist()),
+        surface_z_mm=float(surface_z),
+        start_pose=tuple(map(float, (start_x, start_y, start_z, tilt_a, tilt_b, twist))),
+        membrane_mm=float(rng.uniform(0.8, 3.0)),
+        target_mm=float(rng.uniform(4.0, 9.0)),
+        puncture_n=float(rng.uniform(0.3, 0.5)),
+        stiffness_factor=float(rng.uniform(0.85, 1.15)),
+        force_offset=float(2.4 + rng.normal(0.0, 0.04)),
+        force_gain=float(rng.normal(1.0, 0.03)),
+        ascan_gain=float(rng.normal(1.0, 0.02)),
+        ascan_offset=float(rng.normal(0.0, 2.0)),
+        brightness=float(rng.uniform(0.93, 1.05)),
+        hold_s=float(rng.uniform(1.5, 2.0)),
+    )
