@@ -9,7 +9,7 @@ import tyro
 from tqdm import tqdm
 
 from experiments import cli
-from experiments.phantom.data_set import DataSetSettings, write_data_set
+from experiments.phantom.data_set import DataSetSettings, find_episodes, write_data_set
 from vla_jax.errors import UserError
 
 _MOST_WORKERS = 16
@@ -31,8 +31,8 @@ class Arguments:
     sensorless_fraction: float = 0.2
     """Fraction of episodes without force and A-scan, between 0 and 1."""
     overlapping_windows: bool = False
-    """Store the sensor as the lab does: overlapping windows of 650 rows, 5.6 a second (about 100 MB an episode), instead
-    of ten windows of 65 rows a second that join without overlap (about 19 MB)."""
+    """Store the sensor as the lab does: overlapping windows of 650 rows, 5.6 a second (about 100 MB an episode),
+    instead of ten windows of 65 rows a second that join without overlap (about 19 MB)."""
     workers: int = 0
     """Worker processes; 0 takes one per processor core, at most 16."""
 
@@ -52,15 +52,17 @@ def main(arguments: Arguments) -> None:
     workers = arguments.workers or min(os.cpu_count() or 1, _MOST_WORKERS)
     # Without a terminal a line now and then instead of a moving bar.
     interval = 0.1 if sys.stderr.isatty() else 10.0
-    with tqdm(total=arguments.episodes, unit="episode", desc="phantom", mininterval=interval) as bar:
-        num_present = write_data_set(
+    num_present = sum(index < arguments.episodes for index in find_episodes(arguments.out, settings))
+    with tqdm(
+        total=arguments.episodes, initial=num_present, unit="episode", desc="phantom", mininterval=interval
+    ) as bar:
+        write_data_set(
             arguments.out,
             arguments.episodes,
             settings,
             num_workers=workers,
             on_written=lambda path: bar.update(),
         )
-        bar.update(num_present)
     resumed = f" ({num_present} were already there)" if num_present else ""
     print(f"{arguments.episodes} episodes in {arguments.out}{resumed}")
 
@@ -70,6 +72,6 @@ if __name__ == "__main__":
         main,
         Arguments,
         name="phantom",
-        description="Simulates a needle inserted into a layered tissue phantom, guided by a scripted expert, and writes "
-        "the insertions as episodes: three camera views at 5 Hz, poses at 100 Hz, force and OCT A-scans at 650 Hz.",
+        description="Simulates a needle inserted into a layered tissue phantom, guided by a scripted expert, and "
+        "writes the insertions as episodes: three views at 5 Hz, poses at 100 Hz, force and OCT A-scans at 650 Hz.",
     )

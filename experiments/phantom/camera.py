@@ -133,11 +133,11 @@ class SceneRenderer:
             )
         self._polygon(draw, camera, top, _BLOCK_TOP)
         for x, y in 0.84 * corners:
-            self._disc(draw, camera, centre + [x, y, 0], 1.0, _SCREW)
+            self._disc(draw, camera, centre + np.array([x, y, 0.0]), 1.0, _SCREW)
         marker = np.array([*scene.marker_xy_mm, scene.surface_z_mm])
         self._disc(draw, camera, marker, MARKER_RADIUS_MM + 0.3, _RING)
         self._disc(draw, camera, marker, MARKER_RADIUS_MM, MARKER_COLOURS[scene.marker])
-        self._draw_ruler(draw, camera, centre + [*_RULER_XY_MM, 0])
+        self._draw_ruler(draw, camera, centre + np.array([*_RULER_XY_MM, 0.0]))
         return image
 
     def _draw_ruler(self, draw: ImageDraw.ImageDraw, camera: PinholeCamera, foot: NDArray) -> None:

@@ -49,7 +49,7 @@ class DataSetSettings:
         return np.random.SeedSequence(self.seed, spawn_key=(index,))
 
     def has_sensor(self, index: int) -> bool:
-        """Whether an episode has a sensor: the sensorless ones are spread evenly, from a phase that the seed decides."""
+        """Whether an episode has a sensor: the sensorless ones are spread evenly, from a phase drawn by the seed."""
         phase = np.random.default_rng(self.seed).uniform()
         share = self.sensorless_fraction
         return int((index + 1) * share + phase) == int(index * share + phase)
@@ -78,8 +78,8 @@ def write_data_set(
     *,
     num_workers: int = 1,
     on_written: Callable[[Path], None] = lambda path: None,
-) -> int:
-    """Writes the episodes 0 … num_episodes-1 that `out` does not hold yet; returns how many it held.
+) -> None:
+    """Writes the episodes 0 … num_episodes-1 that `out` does not hold yet.
 
     on_written: called with each new episode's directory, in no particular order.
 
@@ -115,7 +115,6 @@ def write_data_set(
     except OSError as error:
         raise UserError(f"cannot write episodes to {out}: {error}") from error
     shutil.rmtree(out / STAGING_NAME, ignore_errors=True)
-    return num_episodes - len(missing)
 
 
 def find_episodes(out: Path, settings: DataSetSettings) -> set[int]:

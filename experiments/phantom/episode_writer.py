@@ -1,4 +1,4 @@
-"""Writes a recording as an episode of the `windows` format: metadata.json, robot_states.csv, sensor_data.npz, images/."""
+"""Writes a recording as a `windows` episode: metadata.json, robot_states.csv, sensor_data.npz, images/."""
 
 import json
 import os

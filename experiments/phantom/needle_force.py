@@ -1,10 +1,11 @@
 """Axial force on a needle that enters layered tissue.
 
-Model: Okamura, Simone, O'Leary, "Force modeling for needle insertion into soft tissue", IEEE Trans. Biomed. Eng. 51(10),
-2004: the force is the sum of capsule stiffness (a nonlinear spring, until the puncture), a cutting force that is constant
-in each tissue, and friction along the inserted shaft (a modified Karnopp model: Coulomb and viscous terms per unit
-length, stick near zero velocity). The form is theirs; the coefficients are set for a thin needle in gel so that the
-trace has the size of recorded insertions (a puncture of about 0.4 N, 0.2 to 0.3 N afterwards), not taken from liver.
+Model: Okamura, Simone, O'Leary, "Force modeling for needle insertion into soft tissue", IEEE Trans. Biomed. Eng.
+51(10), 2004: the force is the sum of capsule stiffness (a nonlinear spring, until the puncture), a cutting force that
+is constant in each tissue, and friction along the inserted shaft (a modified Karnopp model: Coulomb and viscous terms
+per unit length, stick near zero velocity). The form is theirs; the coefficients are set for a thin needle in gel so
+that the trace has the size of recorded insertions (a puncture of about 0.4 N, 0.2 to 0.3 N afterwards), not taken from
+liver.
 """
 
 from dataclasses import dataclass

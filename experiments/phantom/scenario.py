@@ -20,7 +20,7 @@ START_XY_MM = (190.0, 0.0)
 
 @dataclass(frozen=True)
 class Scenario:
-    """One phantom, one marker, one start pose and one sensor. Lengths in mm, angles in degrees, base frame of the robot."""
+    """One phantom, one marker, one start pose and one sensor. Lengths in mm, angles in degrees, robot base frame."""
 
     marker: str
     marker_xy_mm: tuple[float, float]

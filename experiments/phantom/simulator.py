@@ -32,8 +32,8 @@ class Observation:
     """What a policy sees at a control tick.
 
     time_s: since the start. pose: (6,) mm and degrees. images: view -> uint8 [size, size, 3], the newest ones (5 Hz),
-    exposed at image_time_s. sensor: float32 [rows, 1026], force then A-scan, the newest samples (650 Hz) up to the tick,
-    the oldest one repeated before the stream's start; None without a sensor.
+    exposed at image_time_s. sensor: float32 [rows, 1026], force then A-scan, the newest samples (650 Hz) up to the
+    tick, the oldest one repeated before the stream's start; None without a sensor.
     """
 
     time_s: float
