@@ -5,6 +5,7 @@ configuration, safetensors weights, byte-level BPE tokenizer, chat template and 
 gives the same files.
 """
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -93,8 +94,6 @@ def _tokenizer():
         show_progress=False,
     )
     trained.train_from_iterator(_CORPUS, trainer)
-    import json
-
     model = json.loads(trained.to_str())["model"]
     return Qwen2Tokenizer(
         vocab=model["vocab"],

@@ -1,0 +1,183 @@
+import os
+import signal
+import types
+
+import numpy as np
+import pytest
+import torch
+
+from feature_cache import exporter
+from feature_cache.exporter import encode_within_memory, export
+from feature_cache.store import FeatureStore, shard_paths
+from feature_cache.work import make_work, read_images
+from tests.feature_cache.conftest import random_image
+from vla_jax.errors import UserError
+
+
+@pytest.fixture
+def work(backbone_files, write_records):
+    provenance = backbone_files.provenance()
+    return provenance, make_work(provenance.digest(), write_records(12))
+
+
+@pytest.fixture(autouse=True)
+def _loaded_once(monkeypatch, backbone):
+    monkeypatch.setattr(exporter, "load_backbone", lambda files, **options: backbone)
+
+
+def content(cache, provenance, items):
+    store = FeatureStore.open(cache, provenance.name())
+    return store.read([item.key for item in items])
+
+
+def export_all(files, work, cache, **options):
+    return export(
+        files, *work, cache, batch_tokens=options.pop("batch_tokens", 200), num_threads=1, **options
+    )
+
+
+def test_records_are_written_with_a_slot_per_cell_and_one_for_the_text(
+    tmp_path, backbone_files, backbone, work
+):
+    summary = export_all(backbone_files, work, tmp_path / "cache")
+    assert (summary.num_written, summary.num_present, summary.num_left) == (12, 0, 0)
+    for item, features in zip(work[1], content(tmp_path / "cache", *work), strict=True):
+        assert features.shape == (4 * len(item.images) + 1, 64)
+        record = backbone.processor.prepare(item.prompt, read_images(item))
+        (expected,) = backbone.encode([record], work[0])
+        np.testing.assert_allclose(features, expected.astype(np.float16), atol=2e-3)
+
+
+def test_what_is_there_is_skipped_without_loading_the_backbone(tmp_path, backbone_files, work, monkeypatch):
+    export_all(backbone_files, work, tmp_path)
+    monkeypatch.setattr(exporter, "load_backbone", lambda *a, **k: pytest.fail("loaded"))
+    summary = export_all(backbone_files, work, tmp_path)
+    assert (summary.num_written, summary.num_present) == (0, 12)
+
+
+def test_a_larger_work_list_adds_only_what_is_new(tmp_path, backbone_files, work):
+    provenance, items = work
+    export_all(backbone_files, (provenance, items[:5]), tmp_path)
+    assert export_all(backbone_files, work, tmp_path).num_written == 7
+    assert len(content(tmp_path, *work)) == 12
+
+
+def test_the_shares_of_all_ranks_make_up_the_whole(tmp_path, backbone_files, work, monkeypatch):
+    export_all(backbone_files, work, tmp_path / "one")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    # Each rank would list the work before any has written; the first two are enough to leave a share undone.
+    shares = []
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        shares.append(export_all(backbone_files, work, tmp_path / f"rank{rank}").num_written)
+    assert 0 < sum(shares) < 12
+    for rank in ("0", "1"):
+        for path in shard_paths(tmp_path / f"rank{rank}" / work[0].name()):
+            target = tmp_path / "many" / work[0].name()
+            target.mkdir(parents=True, exist_ok=True)
+            os.replace(path, target / path.name)
+    monkeypatch.delenv("WORLD_SIZE")
+    monkeypatch.delenv("RANK")
+    assert export_all(backbone_files, work, tmp_path / "many").num_written == 12 - sum(shares)
+    for one, many in zip(content(tmp_path / "one", *work), content(tmp_path / "many", *work), strict=True):
+        np.testing.assert_array_equal(one, many)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_finishes_the_shard_and_the_next_run_goes_on(
+    tmp_path, backbone_files, backbone, work, monkeypatch, number
+):
+    encode, calls = encode_within_memory, []
+
+    def interrupted(*arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            os.kill(os.getpid(), number)
+        return encode(*arguments)
+
+    handler = signal.getsignal(number)
+    monkeypatch.setattr(exporter, "encode_within_memory", interrupted)
+    summary = export_all(backbone_files, work, tmp_path)
+    assert summary.interrupted_by == number
+    assert 0 < summary.num_written < 12
+    assert summary.num_written + summary.num_left == 12
+    assert signal.getsignal(number) == handler
+    monkeypatch.setattr(exporter, "encode_within_memory", encode)
+    assert export_all(backbone_files, work, tmp_path).num_written == summary.num_left
+
+
+def test_interrupted_exports_end_with_the_same_bits(tmp_path, backbone_files, work, monkeypatch):
+    export_all(backbone_files, work, tmp_path / "whole")
+    encode, calls = encode_within_memory, []
+
+    def killed(*arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return encode(*arguments)
+
+    monkeypatch.setattr(exporter, "encode_within_memory", killed)
+    with pytest.raises(KeyboardInterrupt):
+        export_all(backbone_files, work, tmp_path / "parts")
+    monkeypatch.setattr(exporter, "encode_within_memory", encode)
+    assert 0 < export_all(backbone_files, work, tmp_path / "parts").num_written < 12
+    for whole, parts in zip(
+        content(tmp_path / "whole", *work), content(tmp_path / "parts", *work), strict=True
+    ):
+        np.testing.assert_array_equal(whole, parts)
+
+
+def test_a_changed_image_stops_the_export_but_keeps_what_is_encoded(tmp_path, backbone_files, work):
+    random_image(99, 84, 56).save(tmp_path / "images/1_0.jpg")
+    with pytest.raises(UserError, match=r"1_0\.jpg: this image has changed"):
+        export_all(backbone_files, work, tmp_path / "cache")
+    store = FeatureStore.open(tmp_path / "cache", work[0].name())
+    # Longer records come first, so some were done before the faulty one.
+    assert 0 < len(store) < 12
+
+
+def fake_backbone(capacity):
+    def encode(records, provenance):
+        if len(records) > capacity:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return [np.full((1, 2), record) for record in records]
+
+    return types.SimpleNamespace(encode=encode, device=torch.device("cpu"))
+
+
+@pytest.mark.parametrize("capacity", [1, 3, 100])
+def test_batches_are_halved_until_they_fit(capacity):
+    features = encode_within_memory(fake_backbone(capacity), list(range(7)), None)
+    np.testing.assert_array_equal([array[0, 0] for array in features], range(7))
+
+
+def test_a_single_record_too_large_is_one_line():
+    with pytest.raises(UserError, match="single record of 5 tokens; use a smaller --image-size"):
+        encode_within_memory(fake_backbone(0), [types.SimpleNamespace(tokens=np.zeros(5))], None)
+
+
+def test_other_errors_of_the_backbone_are_not_hidden():
+    def encode(records, provenance):
+        raise RuntimeError("shapes do not match")
+
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        encode_within_memory(types.SimpleNamespace(encode=encode), [1, 2], None)
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate"])
+def test_a_damaged_shard_is_set_aside_and_exported_again(tmp_path, backbone_files, work, caplog, damage):
+    export_all(backbone_files, work, tmp_path)
+    before = [features.copy() for features in content(tmp_path, *work)]
+    (path,) = shard_paths(tmp_path / work[0].name())
+    data = bytearray(path.read_bytes())
+    if damage == "flip":
+        data[-100] ^= 1
+    else:
+        del data[-100:]
+    path.write_bytes(data)
+    summary = export_all(backbone_files, work, tmp_path)
+    assert (summary.num_written, summary.num_present) == (12, 0)
+    assert str(path) in caplog.text
+    assert path.with_name(path.name + ".damaged").exists()
+    for old, new in zip(before, content(tmp_path, *work), strict=True):
+        np.testing.assert_array_equal(old, new)
