@@ -1,0 +1,172 @@
+"""`python -m experiments.prepare`: checks recorded episodes and packs them into a data set."""
+
+import os
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from rich.console import Console
+from rich.table import Table
+from tyro.conf import Positional, arg
+
+from experiments import cli
+from vla_jax.data.packed import PackedDataset
+from vla_jax.data.packing import FaultyEpisodesError, PrepareOptions, PrepareResult, prepare
+from vla_jax.data.part import PartOptions
+from vla_jax.data.recording import Finding
+
+NUM_ROWS_SHOWN = 40
+
+
+def _num_cpus() -> int:
+    return min(16, len(os.sched_getaffinity(0)))
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Options of `prepare`."""
+
+    sources: Positional[tuple[str, ...]]
+    """Folders or glob patterns; episodes of any format are found in them and below."""
+    out: str
+    """Folder of the packed data set; an existing data set there is replaced."""
+    action_hz: float = 10.0
+    """Rate of the actions in Hz; at most the rate of the recorded poses."""
+    alignment: Literal["timestamp", "index"] = "timestamp"
+    """timestamp: each tick sees the newest picture and sensor rows; index: pairs by position, as the reference."""
+    strict: bool = False
+    """Refuse the whole set when an episode is faulty, instead of leaving that episode out."""
+    val_fraction: float = 0.2
+    """Share of the episodes held out for validation, chosen by a hash of their names."""
+    seed: int = 0
+    """Seed of that choice."""
+    instruction: str | None = None
+    """Prompt in place of the episodes' own."""
+    views: Annotated[tuple[str, ...] | None, arg(metavar="VIEW [VIEW …]")] = None
+    """Camera views to keep; all by default."""
+    vlm_reuse_count: int = 3
+    """Control ticks that share one picture's features."""
+    sensor_window_size: int = 65
+    """Sensor rows that a sample sees."""
+    sensor_dtype: Literal["float16", "float32"] = "float16"
+    """Storage type of the sensor stream; float16 costs at most 0.05 %% of a value."""
+    workers: int = 0
+    """Processes that read episodes; 0 takes one per processor."""
+
+
+def main(arguments: Arguments) -> None:
+    """Packs the sources and prints what is in the data set and what was found wrong."""
+    options = PrepareOptions(
+        part=PartOptions(
+            action_hz=arguments.action_hz,
+            alignment=arguments.alignment,
+            sensor_dtype=arguments.sensor_dtype,
+            views=None if arguments.views is None else tuple(sorted(set(arguments.views))),
+            instruction=arguments.instruction,
+        ),
+        strict=arguments.strict,
+        val_fraction=arguments.val_fraction,
+        seed=arguments.seed,
+        vlm_reuse_count=arguments.vlm_reuse_count,
+        sensor_window_size=arguments.sensor_window_size,
+        num_workers=arguments.workers or _num_cpus(),
+    )
+    # Without a terminal rich would fold everything into 80 columns.
+    console = Console() if sys.stdout.isatty() else Console(width=150)
+    try:
+        result = prepare(arguments.sources, arguments.out, options)
+    except FaultyEpisodesError as error:
+        _print_findings(console, error.findings)
+        raise
+    _print_summary(console, result.dataset)
+    _print_findings(console, result.findings)
+    _print_result(console, result)
+
+
+def _print_summary(console: Console, dataset: PackedDataset) -> None:
+    table = Table(title=str(dataset.path))
+    for title in ("source", "format", "prompt"):
+        table.add_column(title, overflow="fold")
+    for title in ("episodes", "held out", "minutes", "ticks", "samples"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("lacks", no_wrap=True)
+    is_sample = Counter(dataset.ticks.episode[dataset.sample_ticks("all")].tolist())
+    groups: dict[tuple[str, str, str], list[int]] = {}
+    for i, entry in enumerate(dataset.episodes):
+        groups.setdefault((entry.source, entry.format, entry.instruction), []).append(i)
+    for (source, kind, prompt), members in groups.items():
+        entries = [dataset.episodes[i] for i in members]
+        ticks = sum(entry.tick_stop - entry.tick_start for entry in entries)
+        seconds = ticks / dataset.meta.action_hz
+        table.add_row(
+            source,
+            kind,
+            prompt,
+            str(len(entries)),
+            str(sum(entry.split == "val" for entry in entries)),
+            f"{seconds / 60:.1f}",
+            str(ticks),
+            str(sum(is_sample[i] for i in members)),
+            _lacks(dataset, members),
+        )
+    console.print(table)
+
+
+def _lacks(dataset: PackedDataset, members: list[int]) -> str:
+    entries = [dataset.episodes[i] for i in members]
+    missing = {
+        "images": sum(not entry.has_images for entry in entries),
+        "sensor": sum(not entry.has_sensor for entry in entries),
+        "poses": sum(entry.tick_start == entry.tick_stop for entry in entries),
+    }
+    return ", ".join(
+        name if count == len(entries) else f"{name} ({count} of {len(entries)})"
+        for name, count in missing.items()
+        if count
+    )
+
+
+def _print_findings(console: Console, findings: tuple[Finding, ...]) -> None:
+    for is_fault, title in ((False, "notes"), (True, "faults: these episodes are left out")):
+        chosen = [finding for finding in findings if finding.is_fault is is_fault]
+        if not chosen:
+            continue
+        table = Table("episode", "what", title=title, title_justify="left")
+        table.columns[0].overflow = table.columns[1].overflow = "fold"
+        # Faults are all listed; notes of a large set would bury them.
+        shown = chosen if is_fault else chosen[:NUM_ROWS_SHOWN]
+        for finding in shown:
+            table.add_row(finding.episode, finding.reason)
+        console.print(table, markup=False)
+        if len(shown) < len(chosen):
+            console.print(f"… and {len(chosen) - len(shown)} further notes")
+
+
+def _print_result(console: Console, result: PrepareResult) -> None:
+    dataset = result.dataset
+    train, val = (len(dataset.sample_ticks(split)) for split in ("train", "val"))
+    reused = len(dataset.episodes) - (result.num_read - len(result.faulty))
+    lines = [
+        f"{dataset.path}: {len(dataset.episodes)} episodes"
+        + (f" ({reused} taken over unread)" if reused > 0 else "")
+        + f", {train} training and {val} held-out samples"
+    ]
+    if result.faulty:
+        lines.append(f"{len(result.faulty)} faulty episode(s) left out (see the table above)")
+    if not train + val:
+        reason = "images" if not any(entry.has_images for entry in dataset.episodes) else "poses"
+        lines.append(f"no samples: no episode has {reason}; there is nothing to export or to train on")
+    else:
+        lines.append(f"next: python -m experiments.export {dataset.path} --backbone PATH_OR_ID --cache CACHE")
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    cli.run(
+        main,
+        Arguments,
+        name="prepare",
+        description="Validates recorded episodes, aligns them in time and packs them into a data set.",
+    )

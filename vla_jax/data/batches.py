@@ -1,0 +1,232 @@
+"""Feeds a packed data set in batches: a seeded, endless, resumable shuffle for training; one pass for evaluation."""
+
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from vla_jax.data.features import FeatureTable
+from vla_jax.data.packed import PackedDataset, Split
+from vla_jax.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+Batch = dict[str, np.ndarray]
+
+# An epoch's order is kept while batches of it are made; two epochs meet in one batch.
+NUM_KEPT_ORDERS = 3
+ENDLESS = 1 << 48
+
+
+def make_batch(
+    dataset: PackedDataset, features: FeatureTable, ticks: np.ndarray, valid: np.ndarray | None = None
+) -> Batch:
+    """Returns the samples at tick rows `ticks` (b,) as one dictionary of arrays.
+
+    "vl" (b, s, v) and "vl_mask" (b, s); "sensor" (b, t, 1026) in the storage type and "has_sensor" (b,);
+    "actions" (b, 8, 7), "previous_action" (b, 7) f32 in mm and degrees; "confidence" (b,) f32; "tick" (b,) i64;
+    "valid" (b,) bool, False for rows that only fill a batch.
+    """
+    vl, vl_mask = features.gather(dataset.record_index(ticks))
+    return {
+        "vl": vl,
+        "vl_mask": vl_mask,
+        "sensor": dataset.sensor_windows(ticks),
+        "has_sensor": dataset.has_sensor(ticks),
+        "actions": dataset.actions(ticks),
+        "previous_action": dataset.previous_action(ticks),
+        "confidence": dataset.confidence(ticks),
+        "tick": np.asarray(ticks, np.int64),
+        "valid": np.ones(len(ticks), bool) if valid is None else valid,
+    }
+
+
+def sequential_batches(
+    dataset: PackedDataset, features: FeatureTable, split: Split, batch_size: int
+) -> Iterator[Batch]:
+    """Yields all samples of a split once, in order; the last batch is filled up with copies marked not `valid`."""
+    ticks = dataset.sample_ticks(split)
+    for start in range(0, len(ticks), batch_size):
+        rows = np.arange(start, start + batch_size)
+        valid = rows < len(ticks)
+        yield make_batch(dataset, features, ticks[np.minimum(rows, len(ticks) - 1)], valid)
+
+
+class SampleOrder:
+    """The endless order of training samples, a function of (seed, position) alone.
+
+    Each epoch is a permutation of all samples. With weights it is a systematic sample of the same length in which
+    a sample is expected in proportion to its weight, then permuted.
+
+    ticks: (n,) rows to choose from; weights: (n,) positive, or None.
+    """
+
+    def __init__(self, ticks: np.ndarray, seed: int, weights: np.ndarray | None = None) -> None:
+        self._ticks = ticks
+        self._seed = seed
+        self._cumulative = None
+        if weights is not None and len(weights) and (weights != weights[0]).any():
+            self._cumulative = np.cumsum(weights) / np.sum(weights) * len(weights)
+        self._orders: OrderedDict[int, np.ndarray] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._ticks)
+
+    def at(self, positions: np.ndarray) -> np.ndarray:
+        """Returns the tick rows at positions (n,) of the endless order."""
+        epochs, offsets = np.divmod(positions, len(self._ticks))
+        rows = np.empty(len(positions), np.int64)
+        for epoch in np.unique(epochs).tolist():
+            here = epochs == epoch
+            rows[here] = self._epoch(epoch)[offsets[here]]
+        return rows
+
+    def _epoch(self, epoch: int) -> np.ndarray:
+        with self._lock:
+            order = self._orders.get(epoch)
+            if order is None:
+                order = self._orders[epoch] = self._make_epoch(epoch)
+                while len(self._orders) > NUM_KEPT_ORDERS:
+                    self._orders.popitem(last=False)
+            return order
+
+    def _make_epoch(self, epoch: int) -> np.ndarray:
+        generator = np.random.default_rng([self._seed, epoch])
+        chosen = self._ticks
+        if self._cumulative is not None:
+            points = generator.random() + np.arange(len(chosen))
+            rows = np.searchsorted(self._cumulative, points, side="right")
+            chosen = chosen[np.minimum(rows, len(chosen) - 1)]
+        return generator.permutation(chosen)
+
+
+class _BatchSource:
+    """Random access to batches by number, for grain."""
+
+    def __init__(self, loader: "BatchLoader") -> None:
+        self._loader = loader
+
+    def __len__(self) -> int:
+        return ENDLESS
+
+    def __getitem__(self, index: int) -> Batch:
+        return self._loader.batch(index)
+
+    def __repr__(self) -> str:
+        return f"batches of {self._loader.dataset.path}"
+
+
+class BatchLoader:
+    """Endless shuffled batches of one split, read ahead by grain's threads.
+
+    batch_size: over all processes; each process makes its share, batch_size / process_count rows.
+    shuffle: False yields `sequential_batches` once instead (of one process).
+    source_weights: EpisodeEntry.source → how often its samples are drawn, relative to the others (default 1).
+
+    Raises:
+        UserError: the split has no samples; the batch does not divide; a weight names no source or is not positive.
+    """
+
+    def __init__(
+        self,
+        dataset: PackedDataset,
+        features: FeatureTable,
+        *,
+        split: Split,
+        batch_size: int,
+        seed: int,
+        shuffle: bool = True,
+        process_index: int = 0,
+        process_count: int = 1,
+        num_threads: int = 2,
+        prefetch: int = 4,
+        source_weights: Mapping[str, float] | None = None,
+    ) -> None:
+        if batch_size < 1 or batch_size % process_count:
+            raise UserError(f"a batch of {batch_size} does not divide over {process_count} process(es)")
+        ticks = dataset.sample_ticks(split)
+        if not len(ticks):
+            raise UserError(f"{dataset.path}: the {split} split has no samples")
+        self.dataset = dataset
+        self.features = features
+        self.split: Split = split
+        self.batch_size = batch_size
+        self.seed = seed
+        self.shuffle = shuffle
+        self.num_threads = num_threads
+        self.prefetch = prefetch
+        self._share = batch_size // process_count
+        self._first = process_index * self._share
+        self.order = SampleOrder(ticks, seed, _sample_weights(dataset, ticks, source_weights))
+
+    def batch(self, index: int) -> Batch:
+        """Returns this process's share of batch number `index`."""
+        start = index * self.batch_size + self._first
+        ticks = self.order.at(np.arange(start, start + self._share))
+        return make_batch(self.dataset, self.features, ticks)
+
+    def __iter__(self) -> Iterator[Batch]:
+        if not self.shuffle:
+            return sequential_batches(self.dataset, self.features, self.split, self.batch_size)
+        return BatchIterator(self)
+
+
+class BatchIterator(Iterator[Batch]):
+    """Iterates over a `BatchLoader`; its position can be saved and restored exactly. Close it when done."""
+
+    def __init__(self, loader: BatchLoader) -> None:
+        import grain
+
+        self._loader = loader
+        options = grain.ReadOptions(num_threads=loader.num_threads, prefetch_buffer_size=loader.prefetch)
+        self._iterator = iter(grain.MapDataset.source(_BatchSource(loader)).to_iter_dataset(options))
+
+    def __next__(self) -> Batch:
+        return next(self._iterator)
+
+    def get_state(self) -> dict[str, int]:
+        """Returns the position (JSON values): the samples consumed so far by all processes."""
+        consumed = int(self._iterator.get_state()["next_index"]) * self._loader.batch_size
+        return {"next_sample": consumed, "num_samples": len(self._loader.order), "seed": self._loader.seed}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Continues where `get_state` was called; after a change of the batch size, at the batch that holds it."""
+        for name, now in (("num_samples", len(self._loader.order)), ("seed", self._loader.seed)):
+            if state[name] != now:
+                logger.warning(
+                    "the data order has changed since it was saved (%s %s, now %s): samples of the epoch in progress "
+                    "may come twice or not at all",
+                    name,
+                    state[name],
+                    now,
+                )
+        self._iterator.set_state({"next_index": int(state["next_sample"]) // self._loader.batch_size})
+
+    def close(self) -> None:
+        """Ends the reading threads."""
+        self._iterator.close()
+
+    def __enter__(self) -> "BatchIterator":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _sample_weights(
+    dataset: PackedDataset, ticks: np.ndarray, source_weights: Mapping[str, float] | None
+) -> np.ndarray | None:
+    if not source_weights:
+        return None
+    sources = [entry.source for entry in dataset.episodes]
+    unknown = sorted(set(source_weights) - set(sources))
+    if unknown:
+        raise UserError(f"no source named {', '.join(unknown)}; there are: {', '.join(sorted(set(sources)))}")
+    if not all(np.isfinite(weight) and weight > 0 for weight in source_weights.values()):
+        raise UserError("source weights must be positive numbers")
+    weights = np.array([source_weights.get(source, 1.0) for source in sources], np.float64)
+    return weights[dataset.ticks.episode[ticks]]

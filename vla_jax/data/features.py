@@ -1,0 +1,191 @@
+"""Joins a packed data set with a feature cache: the vision-language features of every record it needs."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from feature_cache.keys import Provenance, record_key
+from feature_cache.store import FeatureStore
+from vla_jax.data.packed import PackedDataset
+from vla_jax.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+# Features up to this size are held in memory as one array; larger ones are gathered from the shards' maps.
+MAX_TABLE_BYTES = 512 << 20
+NUM_LISTED = 3
+
+
+class FeatureTable:
+    """Features by record index, with one slot layout for the whole data set. Build it with `open`.
+
+    Attributes:
+        num_slots, width: S and V. With `grid` pooling view i of `dataset.meta.views` has the slots K²·i … K²·i+K²−1
+            and the text the last one; `mean` and `last` have one slot, `tokens` as many as the longest record.
+        has_fixed_slots: whether a slot means the same in every record.
+        provenance: what made the features (JSON values); name: its directory in the cache.
+    """
+
+    def __init__(self, dataset: PackedDataset, store: FeatureStore, name: str, positions: np.ndarray) -> None:
+        provenance: Provenance = store.provenance
+        self.name = name
+        self.provenance = {**vars(provenance), "digest": provenance.digest()}
+        self.width = store.width
+        self.dtype = store.dtype
+        self.has_fixed_slots = provenance.pooling != "tokens"
+        self._store = store
+        self._positions = positions
+        self._cells = provenance.grid**2 if provenance.pooling == "grid" else 0
+        self._views = dataset.record_views
+        known = positions >= 0
+        slots = store.num_slots(positions[known])
+        if self._cells:
+            expected = self._cells * self._views[known].sum(axis=1) + 1
+            if (slots != expected).any():
+                raise UserError(
+                    f"{store.directory}: a record has {slots[slots != expected][0]} slots where its views give "
+                    f"{expected[slots != expected][0]}; export again into a new cache"
+                )
+            self.num_slots = self._cells * len(dataset.meta.views) + 1
+        else:
+            self.num_slots = int(slots.max(initial=1))
+        self._table: np.ndarray | None = None
+        self._table_mask: np.ndarray | None = None
+        if known.sum() * self.num_slots * self.width * self.dtype.itemsize <= MAX_TABLE_BYTES:
+            self._fill_table(np.flatnonzero(known))
+
+    @classmethod
+    def open(
+        cls, dataset: PackedDataset, cache_dir: str | Path, *, features: str | None = None
+    ) -> "FeatureTable":
+        """Finds the features that `dataset` needs in a cache.
+
+        features: beginning of a provenance's name; needed only where several hold everything.
+
+        Raises:
+            UserError: no such cache; no records are needed; records are missing (with the export command);
+                several provenances would do.
+        """
+        required = dataset.required_records()
+        if not len(required):
+            raise UserError(
+                f"{dataset.path}: no episode has both images and poses, there are no samples to feed"
+            )
+        found = FeatureStore.provenances(cache_dir)
+        if features is not None:
+            found = [entry for entry in found if entry[0].startswith(features)]
+        if not found:
+            named = f" named {features!r}" if features else ""
+            raise UserError(
+                f"{cache_dir}: holds no features{named}; export them with `python -m experiments.export "
+                f"{dataset.path} --backbone PATH_OR_ID --cache {cache_dir}`"
+            )
+        candidates = []
+        for name, provenance in found:
+            store = FeatureStore.open(cache_dir, name)
+            wanted = store.positions(record_keys(dataset, required, provenance))
+            candidates.append((name, store, wanted))
+        complete = [entry for entry in candidates if (entry[2] >= 0).all()]
+        if len(complete) > 1:
+            listed = "; ".join(f"{name} ({_describe(store.provenance)})" for name, store, _ in complete)
+            raise UserError(
+                f"{cache_dir}: several sets of features fit {dataset.path}, choose with --features NAME: {listed}"
+            )
+        if not complete:
+            raise _missing(
+                dataset, cache_dir, required, max(candidates, key=lambda e: int((e[2] >= 0).sum()))
+            )
+        name, store, wanted = complete[0]
+        positions = np.full(len(dataset.records), -1, np.int64)
+        positions[required] = wanted
+        return cls(dataset, store, name, positions)
+
+    def gather(self, record_index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns features (n, S, V) in the storage type and their mask (n, S) bool.
+
+        record_index: (n,) indices into `dataset.records`; −1 gives masked zeros. Absent slots are zero and masked.
+
+        Raises:
+            DamagedShardError: a record's bytes do not match their checksum.
+            KeyError: a record that no sample of the data set needs.
+        """
+        record_index = np.asarray(record_index, np.int64)
+        present = record_index >= 0
+        positions = self._positions[record_index]
+        if (positions[present] < 0).any():
+            raise KeyError(
+                f"record {record_index[present & (positions < 0)][0]} was not asked for on opening"
+            )
+        if self._table is None:
+            return self._read(record_index, present)
+        row = np.where(present, self._row_of[record_index], len(self._table) - 1)
+        return self._table[row], self._table_mask[row]
+
+    def _fill_table(self, records: np.ndarray) -> None:
+        # One more row of masked zeros stands for "no record".
+        self._row_of = np.full(len(self._positions), -1, np.int64)
+        self._row_of[records] = np.arange(len(records))
+        self._table, self._table_mask = self._read(
+            np.append(records, -1), np.append(np.ones(len(records), bool), False)
+        )
+
+    def _read(self, record_index: np.ndarray, present: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        values = np.zeros((len(record_index), self.num_slots, self.width), self.dtype)
+        mask = self._mask(record_index, present)
+        arrays = self._store.read_at(self._positions[record_index[present]])
+        if self._cells:
+            # The records' slots, one after another, are the present slots in row order.
+            values[mask] = np.concatenate(arrays) if arrays else 0
+        else:
+            for row, array in zip(np.flatnonzero(present).tolist(), arrays, strict=True):
+                values[row, : len(array)] = array
+        return values, mask
+
+    def _mask(self, record_index: np.ndarray, present: np.ndarray) -> np.ndarray:
+        if self._cells:
+            views = self._views[record_index] & present[:, None]
+            return np.concatenate([np.repeat(views, self._cells, axis=1), present[:, None]], axis=1)
+        counts = np.zeros(len(record_index), np.int64)
+        counts[present] = self._store.num_slots(self._positions[record_index[present]])
+        return np.arange(self.num_slots) < counts[:, None]
+
+
+def record_keys(dataset: PackedDataset, records: Sequence[int], provenance: Provenance) -> list[str]:
+    """Returns the cache key of each of the given records under a provenance."""
+    digest = provenance.digest()
+    chosen = (dataset.records[int(i)] for i in records)
+    return [record_key(digest, record.prompt, [image.digest for image in record.images]) for record in chosen]
+
+
+def _describe(provenance: Provenance) -> str:
+    pooling = (
+        f"grid {provenance.grid}x{provenance.grid}" if provenance.pooling == "grid" else provenance.pooling
+    )
+    adapter = ", with adapter" if provenance.adapter else ""
+    return f"{provenance.backbone_name}, {pooling}, {provenance.dtype}{adapter}"
+
+
+def _missing(
+    dataset: PackedDataset,
+    cache_dir: str | Path,
+    required: np.ndarray,
+    candidate: tuple[str, FeatureStore, np.ndarray],
+) -> UserError:
+    name, store, positions = candidate
+    absent = required[positions < 0]
+    first = []
+    for index in absent[:NUM_LISTED]:
+        record = dataset.records[int(index)]
+        first.append(f"{record.images[0].path} ({record.prompt!r})")
+    damaged = f", {len(store.damaged)} damaged shard(s) set aside" if store.damaged else ""
+    provenance = store.provenance
+    grid = f" --grid {provenance.grid}" if provenance.pooling == "grid" and provenance.grid != 2 else ""
+    adapter = " --adapter DIR" if provenance.adapter else ""
+    return UserError(
+        f"{cache_dir}: {len(absent)} of {len(required)} records that {dataset.path} needs have no features in {name} "
+        f"({_describe(provenance)}){damaged}; the first: {', '.join(first)}. Export them with `python -m "
+        f"experiments.export {dataset.path} --backbone {provenance.backbone_name} --cache {cache_dir} "
+        f"--pooling {provenance.pooling}{grid}{adapter}`"
+    )
