@@ -11,6 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from vla_jax.errors import UserError
+from vla_jax.models.config import PolicyConfig
 from vla_jax.normalisation import Normaliser
 from vla_jax.training.checkpoint import LoadedPolicy, load_policy
 
@@ -25,6 +26,8 @@ class InsertionPolicy:
     Attributes:
         loaded: the restored checkpoint: its configuration, normaliser, step, path and what it was trained on.
         sensor_window: number of sensor rows a window must have; None when the checkpoint does not say.
+        sampler, sampling_steps: how a diffusion policy denoises; None for regression.
+        num_parameters: of the network.
     """
 
     def __init__(self, loaded: LoadedPolicy, *, sampler: str | None = None, steps: int | None = None) -> None:
@@ -38,11 +41,12 @@ class InsertionPolicy:
         """
         self.loaded = loaded
         self.config = loaded.config.policy
-        _check_sampling(self.config, sampler, steps)
-        window = loaded.identity.data.get("sensor_window_size")
+        window = loaded.identity.data.get("meta", {}).get("sensor_window_size")
         self.sensor_window: int | None = None if window is None else int(window)
+        self.sampler, self.sampling_steps = _sampling(self.config, sampler, steps)
+        self.num_parameters = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(loaded.network, nnx.Param)))
         structure, self._state = nnx.split(loaded.network)
-        self._compiled = jax.jit(functools.partial(_sample, structure, sampler, steps))
+        self._compiled = jax.jit(functools.partial(_sample, structure, self.sampler, self.sampling_steps))
         self._default_key = jax.random.key(0)
 
     @classmethod
@@ -195,16 +199,21 @@ def _sample(
     return normaliser.denormalise_actions(jax.vmap(sample_row)(keys, **inputs))
 
 
-def _check_sampling(config: Any, sampler: str | None, steps: int | None) -> None:
+def _sampling(config: PolicyConfig, sampler: str | None, steps: int | None) -> tuple[str | None, int | None]:
+    """Returns the sampler and the number of steps that are asked for, or the configuration's."""
     if config.model_type != "diffusion":
         if sampler is not None or steps is not None:
-            raise UserError(f"a {config.model_type} policy does not sample: leave --sampler and --steps out")
-        return
-    if sampler is not None and sampler not in SAMPLERS:
+            raise UserError(f"a {config.model_type} policy has no sampler: leave --sampler and --steps out")
+        return None, None
+    sampler = sampler or config.diffusion.sampler
+    if sampler not in SAMPLERS:
         raise UserError(f"unknown sampler {sampler!r}; choose one of {', '.join(SAMPLERS)}")
     total = config.diffusion.steps
-    if steps is not None and not 1 <= steps <= total:
+    if steps is None:
+        steps = config.diffusion.ddim_steps if sampler == "ddim" else total
+    if not 1 <= steps <= total:
         raise UserError(f"--steps {steps} must be between 1 and the {total} steps of the policy's schedule")
+    return sampler, steps
 
 
 def _float32(value: Any) -> Any:

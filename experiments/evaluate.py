@@ -1,0 +1,112 @@
+"""`python -m experiments.evaluate RUN DATA --cache CACHE --out REPORT`: judges a policy on recorded episodes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from experiments import cli
+from vla_jax.data import PackedDataset
+from vla_jax.errors import UserError
+from vla_jax.evaluation.compatibility import check_compatible, open_matching_features
+from vla_jax.evaluation.evaluation import evaluate, write_evaluation
+from vla_jax.evaluation.report import factor, number
+from vla_jax.inference.policy import InsertionPolicy
+
+DESCRIPTION = """Restores a policy and judges it on the episodes of the packed data set DATA, beside three baselines:
+the arm stands still (zero), the mean action of the training episodes (mean), the last action again (previous).
+
+Writes REPORT/metrics.json, REPORT/report.html and REPORT/predictions.npz. All errors are in mm and degrees."""
+
+METRICS = ("overall_mse", "motion_mse", "overall_mae", "first_action_mse")
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Options of the command."""
+
+    run: tyro.conf.Positional[Path]
+    """Training output directory, or one checkpoint in it."""
+    data: tyro.conf.Positional[Path]
+    """Packed data set, written by `python -m experiments.prepare`."""
+    cache: Path
+    """Feature cache, written by `python -m experiments.export`."""
+    out: Path
+    """Directory to write the report to."""
+    split: Literal["val", "train", "all"] = "val"
+    """Which episodes to judge on; val are those held out from training."""
+    checkpoint: Literal["latest", "best"] = "latest"
+    """Which checkpoint of a training output directory to judge; best by its validation error."""
+    sampler: Literal["ddim", "ddpm"] | None = None
+    """How a diffusion policy denoises; the checkpoint's own by default."""
+    steps: int | None = None
+    """Denoising steps of a diffusion policy; the checkpoint's own by default."""
+    batch_size: int = 64
+    """Samples per call of the network; changes speed and memory, not the predictions."""
+    seed: int = 0
+    """Seed of a diffusion policy's noise."""
+
+
+def main(arguments: Arguments) -> None:
+    """Judges one policy, prints a summary and says where the report is."""
+    if arguments.batch_size < 1:
+        raise UserError(f"--batch-size must be at least 1, not {arguments.batch_size}")
+    dataset = PackedDataset.open(arguments.data)
+    policy = InsertionPolicy.from_checkpoint(
+        arguments.run, checkpoint=arguments.checkpoint, sampler=arguments.sampler, steps=arguments.steps
+    )
+    features = open_matching_features(policy.loaded, dataset, arguments.cache)
+    check_compatible(policy.loaded, dataset, features)
+    evaluation = evaluate(
+        policy, dataset, features, arguments.split, batch_size=arguments.batch_size, seed=arguments.seed
+    )
+    report = write_evaluation(evaluation, dataset, arguments.out)
+    console = Console(highlight=False)
+    console.print(summary_table(evaluation.metrics))
+    if evaluation.metrics["segments"]:
+        console.print(segment_table(evaluation.metrics))
+    console.print(f"report: {report}", soft_wrap=True)
+
+
+def summary_table(metrics: Mapping[str, Any]) -> Table:
+    """Returns policy and baselines by the main metrics, each baseline with its factor over the policy."""
+    data = metrics["data"]
+    table = Table(title=f"{data['samples']} samples of {data['episodes']} episodes, split {data['split']}")
+    table.add_column("")
+    for name in METRICS:
+        table.add_column(name, justify="right")
+    table.add_row("policy", *(number(metrics[name]) for name in METRICS))
+    for baseline, values in metrics["baselines"].items():
+        factors = metrics["factors"][baseline]
+        table.add_row(
+            baseline, *(f"{number(values[name])} ({factor(factors[name]).text})" for name in METRICS)
+        )
+    table.caption = "in brackets: the baseline's error over the policy's"
+    return table
+
+
+def segment_table(metrics: Mapping[str, Any]) -> Table:
+    """Returns the named segments: R² of the translation, and the error of dz, also where there is a sensor."""
+    table = Table(title="segments")
+    table.add_column("")
+    for name in ("samples", "motion_mse", "R² dx", "R² dy", "R² dz", "dz mse", "dz mse, with sensor"):
+        table.add_column(name, justify="right")
+    for name, parts in metrics["segments"].items():
+        every = parts["all"]
+        table.add_row(
+            name,
+            number(every["samples"]),
+            number(every["motion_mse"]),
+            *(number(value) for value in every["r2_per_dim"][:3]),
+            number(every["mse_per_dim"][2]),
+            number(parts["with_sensor"]["mse_per_dim"][2]),
+        )
+    return table
+
+
+if __name__ == "__main__":
+    cli.run(main, Arguments, name="evaluate", description=DESCRIPTION)

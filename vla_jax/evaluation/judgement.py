@@ -1,0 +1,90 @@
+"""Everything that `metrics.json` says of a set of predictions."""
+
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from vla_jax.data import PackedDataset
+from vla_jax.evaluation.baselines import baseline_predictions
+from vla_jax.evaluation.drift import Drift, drift_per_episode, summarise_drift
+from vla_jax.evaluation.metrics import Metrics, metrics_of_subsets
+from vla_jax.evaluation.prediction import Predictions
+
+# Metrics whose ratio baseline / policy is reported.
+FACTOR_METRICS = ("overall_mse", "motion_mse", "overall_mae", "first_action_mse")
+
+
+def judge(predictions: Predictions, dataset: PackedDataset) -> tuple[Metrics, list[Drift]]:
+    """Compares predictions and baselines with the recording; returns JSON-ready values, and the policy's drift.
+
+    The policy's errors stand at top level (`metrics_of_subsets`), with "drift". "baselines" has the same for
+    zero, mean and previous; "factors" says how many times larger each baseline's error is than the policy's.
+    """
+    segments = segment_masks(predictions, dataset)
+    recorded = np.asarray(dataset.ticks.delta[predictions.tick])
+    names = [entry.name for entry in dataset.episodes]
+
+    def of(predicted: Float[np.ndarray, "n h a"]) -> tuple[Metrics, list[Drift]]:
+        metrics = metrics_of_subsets(predicted, predictions.target, predictions.has_sensor, segments)
+        drifts = drift_per_episode(predicted, recorded, predictions.tick, predictions.episode)
+        drift = summarise_drift(drifts)
+        for entry in drift["episodes"]:
+            entry["episode"] = names[entry["episode"]]
+        return {**metrics, "drift": drift}, drifts
+
+    metrics, drifts = of(predictions.predicted)
+    baselines = {
+        name: of(predicted)[0]
+        for name, predicted in baseline_predictions(
+            dataset.statistics["actions"].mean, predictions.previous_action, predictions.target.shape[1]
+        ).items()
+    }
+    factors = {
+        name: {key: error_factor(baseline[key], metrics[key]) for key in FACTOR_METRICS}
+        for name, baseline in baselines.items()
+    }
+    return {**metrics, "baselines": baselines, "factors": factors}, drifts
+
+
+def segment_masks(predictions: Predictions, dataset: PackedDataset) -> dict[str, Bool[np.ndarray, " n"]]:
+    """Returns which samples lie in each named segment of the evaluated episodes, in order of first appearance."""
+    evaluated = (dataset.episodes[index] for index in np.unique(predictions.episode))
+    names = dict.fromkeys(segment.name for entry in evaluated for segment in entry.segments)
+    return {name: np.asarray(dataset.segment_mask(name, predictions.tick)) for name in names}
+
+
+def error_factor(baseline: float | None, policy: float | None) -> float | None:
+    """Returns baseline / policy; None where either is undefined or the policy makes no error at all."""
+    return baseline / policy if baseline is not None and policy else None
+
+
+def provenance(
+    policy: Any, dataset: PackedDataset, predictions: Predictions, split: str, seed: int
+) -> dict[str, Any]:
+    """Returns what was judged, and on what: policy, data and features, for `metrics.json` and the report."""
+    config, loaded = policy.config, policy.loaded
+    described: dict[str, Any] = {
+        "checkpoint": str(loaded.path),
+        "step": loaded.step,
+        "model_type": config.model_type,
+        "fusion": config.fusion.strategy,
+        "vl_pool": config.vl_pool,
+        "z_chunk": "zero" if config.z_chunk == "target" else config.z_chunk,
+        "parameters": policy.num_parameters,
+    }
+    if config.model_type == "diffusion":
+        described |= {"sampler": policy.sampler, "sampling_steps": policy.sampling_steps, "seed": seed}
+    return {
+        "policy": described,
+        "data": {
+            "path": str(dataset.path),
+            "split": split,
+            "episodes": len(np.unique(predictions.episode)),
+            "episodes_with_sensor": len(np.unique(predictions.episode[predictions.has_sensor])),
+            "samples": len(predictions.tick),
+            "content": dataset.describe()["content"],
+            **dataset.describe()["meta"],
+        },
+        "features": dict(loaded.identity.features),
+    }
