@@ -24,6 +24,9 @@ OWN_GRID_RATIO = 1.2
 # A recording at nominally 5 Hz may be a little slower.
 RATE_TOLERANCE = 0.9
 
+# From here on the unevenness is below a quarter of a delta.
+MAX_UNEVEN_RATIO = 4.0
+
 NUM_GAP_TICKS = 5
 MIN_GAP_SECONDS = 0.5
 
@@ -73,6 +76,18 @@ def control_ticks(times: np.ndarray, action_hz: float) -> tuple[np.ndarray, np.n
     num_ticks = int(np.floor((times[-1] - times[0] + TIME_RESOLUTION) * action_hz)) + 1
     ticks = times[0] + np.arange(num_ticks) / action_hz
     return ticks, newest_at_or_before(times, ticks)
+
+
+def uneven_rate_notes(times: np.ndarray, action_hz: float) -> list[str]:
+    """Returns a remark where poses are few and do not divide into ticks, so that deltas span now more, now fewer."""
+    ratio = pose_rate(times) / action_hz
+    if ratio <= OWN_GRID_RATIO or ratio >= MAX_UNEVEN_RATIO or abs(ratio - round(ratio)) < 0.05:
+        return []
+    rate = pose_rate(times)
+    return [
+        f"poses at {rate:.3g} Hz do not divide into actions at {action_hz:g} Hz, so that deltas span {int(ratio)} or "
+        f"{int(ratio) + 1} poses; even are --action-hz {_round_rate(rate):g} and {rate / 2:.3g}"
+    ]
 
 
 def _round_rate(rate: float) -> float:

@@ -111,7 +111,8 @@ def prepare(sources: Sequence[str], out: str | Path, options: PrepareOptions) ->
         for leftover in out.glob(".content-*"):
             shutil.rmtree(leftover)
         fingerprints = [fingerprint(episode.path) for episode in episodes]
-        known = _known_parts(out, options.part)
+        current = _open_current(out)
+        known = _known_parts(current, options.part)
         keys = [part_key(digest, options.part) for digest in fingerprints]
         jobs = [
             (episode, options.part, out / BUILDING / key, digest)
@@ -128,7 +129,7 @@ def prepare(sources: Sequence[str], out: str | Path, options: PrepareOptions) ->
                 findings += [Finding(str(episode.path), note, False) for note in part.info["notes"]]
         _refuse_faults(findings, len(episodes), options.strict)
         pairs = [(e, part) for e, part in zip(episodes, parts, strict=True) if part is not None]
-        _join(out, pairs, options)
+        _join(out, pairs, options, current.index["content"] if current else None)
         shutil.rmtree(out / BUILDING, ignore_errors=True)
     order = {str(episode.path): i for i, episode in enumerate(episodes)}
     findings.sort(key=lambda finding: order[finding.episode])
@@ -205,16 +206,19 @@ def _refuse_faults(findings: Sequence[Finding], num_episodes: int, strict: bool)
     )
 
 
-def _known_parts(out: Path, options: PartOptions) -> dict[str, Part]:
-    """Returns the parts of the data set that is there, by fingerprint, if they were made under the same options."""
+def _open_current(out: Path) -> PackedDataset | None:
     try:
-        dataset = PackedDataset.open(out)
+        return PackedDataset.open(out)
     except UserError:
         # Missing or unreadable: everything is read anew, and what is there is replaced.
+        return None
+
+
+def _known_parts(current: PackedDataset | None, options: PartOptions) -> dict[str, Part]:
+    """Returns the parts of the data set that is there, by fingerprint, if they were made under the same options."""
+    if current is None or current.index["part_options"] != _options_json(options):
         return {}
-    if dataset.index["part_options"] != _options_json(options):
-        return {}
-    return {entry.fingerprint: _part_of(dataset, i) for i, entry in enumerate(dataset.episodes)}
+    return {entry.fingerprint: _part_of(current, i) for i, entry in enumerate(current.episodes)}
 
 
 def _options_json(options: PartOptions) -> dict[str, Any]:
@@ -281,8 +285,13 @@ def _shifted(rows: np.ndarray, offset: int) -> np.ndarray:
     return np.where(rows >= 0, rows + offset, -1).astype(rows.dtype)
 
 
-def _join(out: Path, pairs: Sequence[tuple[EpisodeFolder, Part]], options: PrepareOptions) -> None:
-    """Writes the content folder of the given parts and makes it the data set."""
+def _join(
+    out: Path, pairs: Sequence[tuple[EpisodeFolder, Part]], options: PrepareOptions, current: str | None
+) -> None:
+    """Writes the content folder of the given parts and makes it the data set.
+
+    current: name of the content folder of the sound data set that is there, if one is.
+    """
     parts = [part for _, part in pairs]
     splits = assign_splits(
         [episode.identity for episode, _ in pairs],
@@ -309,7 +318,9 @@ def _join(out: Path, pairs: Sequence[tuple[EpisodeFolder, Part]], options: Prepa
     identity = json.dumps([index, entries], sort_keys=True)
     index["content"] = "content-" + hashlib.sha256(identity.encode()).hexdigest()[:16]
     content = out / index["content"]
-    if not content.exists():
+    if not (current == index["content"] and content.is_dir()):
+        # A folder that `dataset.json` does not name was left by a killed run; one that cannot be opened is damaged.
+        shutil.rmtree(content, ignore_errors=True)
         building = out / f".content-{os.getpid()}"
         building.mkdir()
         _write_arrays(building, parts, entries, views, np.dtype(options.part.sensor_dtype), options)

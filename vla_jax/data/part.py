@@ -247,6 +247,7 @@ def _ticks(recording: Recording, options: PartOptions, stream: SensorStream | No
             ticks = times[pose_rows]
         else:
             ticks, pose_rows = alignment.control_ticks(times, options.action_hz)
+            recording.notes += alignment.uneven_rate_notes(times, options.action_hz)
         poses = recording.poses[pose_rows]
         deltas = alignment.pose_deltas(poses)
         ticks, poses, pose_rows = ticks[:-1], poses[:-1], pose_rows[:-1]

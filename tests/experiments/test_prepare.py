@@ -1,0 +1,74 @@
+import numpy as np
+import pytest
+
+from experiments import cli, prepare
+from tests.vla_jax.data.recordings import write_data_set, write_windows_episode
+from vla_jax.data import PackedDataset
+
+
+def run(*argv):
+    with pytest.raises(SystemExit) as exit_:
+        cli.run(prepare.main, prepare.Arguments, name="prepare", description="x", argv=[str(a) for a in argv])
+    return exit_.value.code
+
+
+@pytest.fixture
+def source(tmp_path):
+    return write_data_set(tmp_path / "source", 4, seconds=1.0)
+
+
+def test_packs_and_summarises(source, tmp_path, capsys):
+    assert run(source, "--out", tmp_path / "d", "--workers", 1) == 0
+    printed = capsys.readouterr().out
+    assert "4 episodes, " in printed
+    assert "experiments.export" in printed
+    assert len(PackedDataset.open(tmp_path / "d").episodes) == 4
+    assert run(source, "--out", tmp_path / "d", "--workers", 1) == 0
+    assert "4 taken over unread" in capsys.readouterr().out
+
+
+def test_faults_are_listed_and_strict_refuses(source, tmp_path, capsys):
+    np.savez(
+        source / "Task_1" / "episode_001" / "sensor_data.npz",
+        data=np.zeros((2, 65, 7)),
+        timestamps=[1.0, 2.0],
+    )
+    assert run(source, "--out", tmp_path / "d", "--workers", 1) == 0
+    printed = capsys.readouterr().out
+    assert "(2, 65, 7)" in printed
+    assert "1 faulty episode(s) left out" in printed
+    assert run(source, "--out", tmp_path / "e", "--strict") == 2
+    assert (
+        capsys.readouterr().err.splitlines()[-1].startswith("error: --strict refuses faulty episodes: 1 of 4")
+    )
+
+
+def test_what_a_set_lacks_is_said(tmp_path, capsys):
+    write_windows_episode(tmp_path / "s/t/e", views=(), has_sensor=False)
+    assert run(tmp_path / "s", "--out", tmp_path / "d") == 0
+    printed = capsys.readouterr().out
+    assert "images, sensor" in printed
+    assert "no samples: no episode has images; there is nothing to export or to train on" in printed
+
+
+def last_error(capsys):
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+def test_user_mistakes_are_one_line_and_status_2(source, tmp_path, capsys):
+    assert run(tmp_path / "absent", "--out", tmp_path / "d") == 2
+    assert last_error(capsys).endswith("no such folder; give a folder that holds recorded episodes")
+    (tmp_path / "empty").mkdir()
+    assert run(tmp_path / "empty", "--out", tmp_path / "d") == 2
+    assert "holds no episodes" in last_error(capsys)
+    assert run(source, "--out", tmp_path / "d", "--action-hz", 0) == 2
+    assert "--action-hz 0 is impossible" in last_error(capsys)
+    assert not (tmp_path / "d").exists()
+
+
+def test_a_rate_above_the_poses_names_the_right_one(tmp_path, capsys):
+    write_windows_episode(tmp_path / "s/t/e", robot_hz=5, seconds=4, has_sensor=False)
+    assert run(tmp_path / "s", "--out", tmp_path / "d") == 2
+    assert last_error(capsys).endswith("use --action-hz 5")
+    assert run(tmp_path / "s", "--out", tmp_path / "d", "--action-hz", 5) == 0
+    assert len(PackedDataset.open(tmp_path / "d").ticks) == 20
