@@ -1,5 +1,6 @@
 """`python -m experiments.evaluate RUN DATA --cache CACHE --out REPORT`: judges a policy on recorded episodes."""
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from experiments import cli
 from vla_jax.data import PackedDataset
 from vla_jax.errors import UserError
 from vla_jax.evaluation.compatibility import check_compatible, open_matching_features
-from vla_jax.evaluation.evaluation import evaluate, write_evaluation
+from vla_jax.evaluation.evaluation import evaluate, make_report_directory, write_evaluation
 from vla_jax.evaluation.report import factor, number
 from vla_jax.inference.policy import InsertionPolicy
 
@@ -61,11 +62,13 @@ def main(arguments: Arguments) -> None:
     )
     features = open_matching_features(policy.loaded, dataset, arguments.cache)
     check_compatible(policy.loaded, dataset, features)
+    make_report_directory(arguments.out)
     evaluation = evaluate(
         policy, dataset, features, arguments.split, batch_size=arguments.batch_size, seed=arguments.seed
     )
     report = write_evaluation(evaluation, dataset, arguments.out)
-    console = Console(highlight=False)
+    # Without a terminal rich would fold the tables into 80 columns.
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     console.print(summary_table(evaluation.metrics))
     if evaluation.metrics["segments"]:
         console.print(segment_table(evaluation.metrics))

@@ -76,9 +76,9 @@ def write_evaluation(evaluation: Evaluation, dataset: PackedDataset, out: Path) 
         UserError: `out` cannot be written.
     """
     predictions, report = evaluation.predictions, out / "report.html"
+    make_report_directory(out)
     page = report_html(evaluation.metrics, report_figures(evaluation, dataset))
     try:
-        out.mkdir(parents=True, exist_ok=True)
         _replace(
             out / "predictions.npz",
             lambda handle: np.savez_compressed(
@@ -95,6 +95,19 @@ def write_evaluation(evaluation: Evaluation, dataset: PackedDataset, out: Path) 
     except OSError as error:
         raise UserError(f"cannot write the report to {out}: {error.strerror or error}") from error
     return report
+
+
+def make_report_directory(out: Path) -> None:
+    """Makes `out`, so that a place that cannot be written to is known before the work is done.
+
+    Raises:
+        UserError: it cannot be made, or not be written to.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out).close()
+    except OSError as error:
+        raise UserError(f"cannot write the report to {out}: {error.strerror or error}") from error
 
 
 def report_figures(evaluation: Evaluation, dataset: PackedDataset) -> list[ReportFigure]:

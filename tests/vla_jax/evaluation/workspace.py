@@ -1,0 +1,110 @@
+"""A packed data set, a feature cache and checkpoints, tiny and without a backbone."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from feature_cache.keys import Provenance
+from feature_cache.store import ShardWriter
+from tests.vla_jax.data.recordings import START, write_windows_episode
+from vla_jax.data import FeatureTable, PackedDataset
+from vla_jax.data.features import record_keys
+from vla_jax.data.packing import PrepareOptions, prepare
+from vla_jax.models.config import (
+    DiffusionConfig,
+    ExpertConfig,
+    FusionConfig,
+    PolicyConfig,
+    SensorEncoderConfig,
+)
+from vla_jax.models.policy_network import PolicyNetwork
+from vla_jax.training.checkpoint import RunIdentity, save_policy
+from vla_jax.training.config import TrainConfig
+from vla_jax.training.loop import fit_normaliser
+
+WIDTH = 6
+PROVENANCE = Provenance(
+    backbone="b" * 64,
+    backbone_name="somewhere/backbone",
+    adapter=None,
+    processor={"size": {"height": 28, "width": 28}},
+    chat_template="c" * 64,
+)
+SEGMENTS = [
+    {"name": "align", "start": START, "end": START + 0.8},
+    {"name": "near_target", "start": START + 1.2, "end": START + 1.6},
+]
+
+
+@dataclass(frozen=True)
+class Workspace:
+    root: Path
+    dataset: PackedDataset
+    features: FeatureTable
+
+    @property
+    def data(self) -> Path:
+        return self.root / "data"
+
+    @property
+    def cache(self) -> Path:
+        return self.root / "cache"
+
+
+def make_workspace(root, *, sources="episodes", **episode) -> Workspace:
+    """Five episodes of two seconds, the fourth without sensor; random features of every record."""
+    for i in range(5):
+        options = {"has_sensor": i != 3, "metadata": {"segments": SEGMENTS}, **episode}
+        write_windows_episode(root / sources / f"Blue <point>/episode_{i}", seed=i, **options)
+    dataset = prepare([str(root / sources)], root / "data", PrepareOptions(val_fraction=0.4, seed=2)).dataset
+    export_features(dataset, root / "cache", PROVENANCE)
+    return Workspace(root, dataset, FeatureTable.open(dataset, root / "cache"))
+
+
+def export_features(dataset, cache, provenance, *, width=WIDTH):
+    rng = np.random.default_rng(0)
+    writer = ShardWriter(cache, provenance)
+    required = dataset.required_records()
+    for index, key in zip(required, record_keys(dataset, required, provenance), strict=True):
+        views = len(dataset.records[int(index)].images)
+        writer.add(key, rng.normal(size=(4 * views + 1, width)))
+    writer.flush()
+
+
+def policy_config(workspace, model_type="regression", fusion="concat", **overrides):
+    values = {
+        "vl_dim": workspace.features.width,
+        "vl_slots": workspace.features.num_slots,
+        "sensor": SensorEncoderConfig(hidden_dim=4, output_dim=8, num_conv_layers=1, use_transformer=False),
+        "fusion": FusionConfig(strategy=fusion, vl_pool_heads=2, num_heads=2),
+        "expert": ExpertConfig(hidden_dim=8, num_layers=1, num_heads=2, time_embedding_dim=8),
+        "diffusion": DiffusionConfig(steps=8, ddim_steps=2),
+    }
+    return PolicyConfig(model_type=model_type, **(values | overrides))
+
+
+def save_run(workspace, run, policy=None, *, identity=None, seed=0):
+    """Writes a checkpoint of a network with random weights."""
+    config = TrainConfig(policy=policy or policy_config(workspace))
+    abstract = nnx.eval_shape(lambda: PolicyNetwork(config.policy, rngs=nnx.Rngs(0)))
+    structure, params, statistics = nnx.split(abstract, nnx.Param, ...)
+    rng = np.random.default_rng(seed)
+    params = jax.tree.map(lambda leaf: jnp.asarray(0.3 * rng.normal(size=leaf.shape), leaf.dtype), params)
+    statistics = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), statistics)
+    trained_on = RunIdentity(features=workspace.features.provenance, data=workspace.dataset.describe())
+    save_policy(
+        run,
+        nnx.merge(structure, params, statistics),
+        config=config,
+        normaliser=fit_normaliser(config, workspace.dataset, workspace.features),
+        identity=identity or trained_on,
+    )
+    return run
+
+
+def other_provenance(**changes):
+    return replace(PROVENANCE, **changes)
