@@ -34,8 +34,9 @@ class BatchNorm(nnx.Module):
         running ones. A batch without any such sample is normalised by the running statistics and changes nothing.
         """
         x = x.astype(jnp.float32)
+        running_mean, running_var = _channels_last(self.mean[...]), _channels_last(self.var[...])
         if not train:
-            return self._normalise(x, self.mean[...], self.var[...])
+            return self._normalise(x[None], running_mean, running_var)[0]
         b, t, c = x.shape
         if b % self.groups:
             raise ValueError(
@@ -50,15 +51,15 @@ class BatchNorm(nnx.Module):
         var = (jnp.square(grouped - mean) * weights).sum(axis=(1, 2), keepdims=True) / divisor
         known = total > 0
         normalised = self._normalise(
-            grouped, jnp.where(known, mean, self.mean[...]), jnp.where(known, var, self.var[...])
+            grouped, jnp.where(known, mean, running_mean), jnp.where(known, var, running_var)
         )
         unbiased = var[0, 0, 0] * (total[0, 0, 0] / jnp.maximum(total[0, 0, 0] - 1.0, 1.0))
         self._update(mean[0, 0, 0], unbiased, known[0, 0, 0, 0])
         return normalised.reshape(b, t, c)
 
     def _normalise(self, x: Array, mean: Array, var: Array) -> Array:
-        scale = jax.lax.rsqrt(var + EPSILON) * self.scale[...]
-        return ((x - mean) * scale + self.bias[...]).astype(self.dtype)
+        scale = jax.lax.rsqrt(var + EPSILON) * _channels_last(self.scale[...])
+        return ((x - mean) * scale + _channels_last(self.bias[...])).astype(self.dtype)
 
     def _update(self, mean: Array, var: Array, known: Array) -> None:
         rate = jnp.where(known, MOMENTUM, 0.0)
@@ -66,3 +67,7 @@ class BatchNorm(nnx.Module):
         self.mean[...] = (1.0 - rate) * self.mean[...] + rate * mean
         self.var[...] = (1.0 - rate) * self.var[...] + rate * var
         self.num_batches[...] = self.num_batches[...] + known.astype(jnp.int32)
+
+
+def _channels_last(x: Float[Array, " c"]) -> Float[Array, "1 1 1 c"]:
+    return x[None, None, None, :]

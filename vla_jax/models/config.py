@@ -272,7 +272,7 @@ class PolicyConfig:
                 num_transformer_layers=1,
                 num_heads=4,
             ),
-            "fusion": FusionConfig(strategy=fusion, vl_pool_width=256, num_heads=4),
+            "fusion": FusionConfig(strategy=fusion, vl_pool_width=512, num_heads=4),
             "expert": ExpertConfig(hidden_dim=128, num_layers=2, num_heads=4),
         }
         return cls(model_type=model_type, vl_dim=vl_dim, vl_slots=vl_slots, **(values | overrides))

@@ -34,7 +34,7 @@ class StridedConv(nnx.Module):
         taps = [padded[:, tap : tap + 2 * steps - 1 : 2] for tap in range(KERNEL_SIZE)]
         kernel = self.kernel[...].astype(self.dtype)
         kernel = kernel.reshape(-1, kernel.shape[-1])
-        return jnp.concatenate(taps, axis=-1) @ kernel + self.bias[...].astype(self.dtype)
+        return jnp.concatenate(taps, axis=-1) @ kernel + self.bias[...].astype(self.dtype)[None, None]
 
 
 class ConvBlock(nnx.Module):

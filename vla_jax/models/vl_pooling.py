@@ -40,7 +40,11 @@ class SlotEmbedding(nnx.Module):
         count, slots = tokens.shape[1], self.scale.shape[0]
         if count > slots:
             raise ValueError(f"{count} vision-language tokens, but slots were learned for {slots} (vl_slots)")
-        return tokens * self.scale[:count].astype(self.dtype) + self.shift[:count].astype(self.dtype)
+        scale, shift = (
+            self.scale[None, :count].astype(self.dtype),
+            self.shift[None, :count].astype(self.dtype),
+        )
+        return tokens * scale + shift
 
 
 class AttentionPool(nnx.Module):

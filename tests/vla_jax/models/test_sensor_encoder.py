@@ -1,0 +1,48 @@
+"""The sensor encoder against the reference's numbers, and its own properties."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.vla_jax import recorded
+from vla_jax.models.resample import resampling_matrix
+
+CASES = ["a_t65", "b_t650", "c_t130_to_65", "d_t40_to_65", "e_no_transformer"]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_features_equal_the_reference(case):
+    record = recorded.load(f"sensor_encoder_{case}")
+    network = recorded.encoder_policy(record)
+    features, convolved = recorded.quick_jit(
+        lambda sensor: (network.encode_sensor(sensor), network.sensor_encoder.convolve(sensor))
+    )(record.inputs["sensor_data"])
+    # torch keeps channels before time.
+    np.testing.assert_allclose(convolved.swapaxes(1, 2), record.outputs["conv_backbone"], atol=1e-5)
+    np.testing.assert_allclose(features, record.outputs["features"], atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["linear", "nearest", "nearest-exact", "area"])
+@pytest.mark.parametrize(("length", "target"), [(130, 65), (40, 65), (7, 5), (5, 7), (650, 65)])
+def test_resampling_equals_torch(mode, length, target):
+    torch = pytest.importorskip("torch")
+    signal = np.random.default_rng(0).normal(size=(2, 3, length)).astype(np.float32)
+    expected = torch.nn.functional.interpolate(torch.from_numpy(signal), size=target, mode=mode).numpy()
+    actual = signal @ resampling_matrix(length, target, mode).T
+    np.testing.assert_allclose(actual, expected, atol=3e-6)
+
+
+def test_odd_and_even_lengths_halve_as_torch_halves_them():
+    torch = pytest.importorskip("torch")
+    from flax import nnx
+
+    from vla_jax.models.sensor_encoder import StridedConv
+
+    conv = StridedConv(3, 5, dtype=jnp.dtype("float32"), rngs=nnx.Rngs(0))
+    for length in (1, 2, 5, 8):
+        x = np.random.default_rng(length).normal(size=(2, length, 3)).astype(np.float32)
+        kernel = np.asarray(conv.kernel[...]).transpose(2, 1, 0).copy()
+        expected = torch.nn.functional.conv1d(
+            torch.from_numpy(x.transpose(0, 2, 1).copy()), torch.from_numpy(kernel), stride=2, padding=1
+        )
+        np.testing.assert_allclose(conv(jnp.asarray(x)), expected.numpy().transpose(0, 2, 1), atol=1e-5)
