@@ -45,6 +45,10 @@ class Arguments:
     """Prompt in place of the episodes' own."""
     views: Annotated[tuple[str, ...] | None, arg(metavar="VIEW [VIEW …]")] = None
     """Camera views to keep; all by default."""
+    allow_external_images: bool = False
+    """Read pictures outside an episode's folder where a legacy data.pkl names them."""
+    match_limit_ms: float = 10.0
+    """Drop a capture's picture that is further than this from every pose, in milliseconds."""
     vlm_reuse_count: int = 3
     """Control ticks that share one picture's features."""
     sensor_window_size: int = 65
@@ -64,6 +68,8 @@ def main(arguments: Arguments) -> None:
             sensor_dtype=arguments.sensor_dtype,
             views=None if arguments.views is None else tuple(sorted(set(arguments.views))),
             instruction=arguments.instruction,
+            allow_external_images=arguments.allow_external_images,
+            match_limit=arguments.match_limit_ms / 1000,
         ),
         strict=arguments.strict,
         val_fraction=arguments.val_fraction,

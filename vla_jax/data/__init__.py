@@ -3,6 +3,7 @@
 from vla_jax.data.batches import BatchIterator, BatchLoader, make_batch, sequential_batches
 from vla_jax.data.features import FeatureTable
 from vla_jax.data.packed import EpisodeEntry, ImageRef, PackedDataset, PackedMeta, VLRecord
+from vla_jax.data.reference import reference_samples
 from vla_jax.data.statistics import FeatureStatistics
 
 __all__ = [
@@ -16,5 +17,6 @@ __all__ = [
     "PackedMeta",
     "VLRecord",
     "make_batch",
+    "reference_samples",
     "sequential_batches",
 ]

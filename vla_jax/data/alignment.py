@@ -32,8 +32,8 @@ MIN_GAP_SECONDS = 0.5
 
 
 def wrap_degrees(angles: np.ndarray) -> np.ndarray:
-    """Returns angles wrapped to (−180, 180]."""
-    return 180.0 - np.mod(180.0 - angles, 360.0)
+    """Returns angles wrapped to (−180, 180]; those that lie there keep their bits."""
+    return np.where((angles > -180.0) & (angles <= 180.0), angles, 180.0 - np.mod(180.0 - angles, 360.0))
 
 
 def newest_at_or_before(times: np.ndarray, moments: np.ndarray) -> np.ndarray:

@@ -25,7 +25,16 @@ import numpy as np
 
 from vla_jax.data.detection import EpisodeFolder, find_episodes
 from vla_jax.data.packed import FORMAT_VERSION, INDEX_FILE, PackedDataset
-from vla_jax.data.part import PART_VERSION, Part, PartOptions, fingerprint, load_part, make_part, part_key
+from vla_jax.data.part import (
+    HORIZON,
+    PART_VERSION,
+    Part,
+    PartOptions,
+    fingerprint,
+    load_part,
+    make_part,
+    part_key,
+)
 from vla_jax.data.recording import NUM_CHANNELS, Finding
 from vla_jax.data.split import assign_splits
 from vla_jax.data.statistics import (
@@ -40,7 +49,6 @@ from vla_jax.data.windows import DEFAULT_SENSOR_HZ
 from vla_jax.errors import UserError
 from vla_jax.progress import progress_bar
 
-HORIZON = 8
 BUILDING = ".building"
 COPY_BYTES = 8 << 20
 PART_ARRAYS = ("time", "pose", "delta", "sensor_begin", "sensor_end", "instant", "is_sample")

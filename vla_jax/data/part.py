@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,14 @@ import numpy as np
 from feature_cache.keys import image_digest
 from vla_jax.data import alignment, files
 from vla_jax.data.alignment import Alignment
-from vla_jax.data.capture import read_capture
+from vla_jax.data.capture import MATCH_LIMIT_SECONDS, read_capture
 from vla_jax.data.detection import EpisodeFolder
 from vla_jax.data.recording import POSE_DIM, EpisodeError, Finding, Recording
 from vla_jax.data.sensor_stream import SensorStream, write_stream
 from vla_jax.data.statistics import SensorMoments
 from vla_jax.data.windows import read_windows
+
+HORIZON = 8
 
 # Part of every part's key: raise it when the same files begin to give other parts.
 PART_VERSION = 1
@@ -31,11 +32,6 @@ MAX_SENSOR_AGE_SECONDS = 1.0
 MAX_PICTURE_AGE_SECONDS = 2.0
 MAX_LISTED_FAULTS = 5
 
-READERS: dict[str, Callable[[Path, str | None], Recording]] = {
-    "windows": read_windows,
-    "capture": read_capture,
-}
-
 
 @dataclass(frozen=True)
 class PartOptions:
@@ -43,6 +39,8 @@ class PartOptions:
 
     views: names of the camera views to keep; None keeps all.
     instruction: prompt in place of the episodes' own.
+    allow_external_images: read pictures outside an episode's folder where its data.pkl names them.
+    match_limit: a capture's picture further than this many seconds from every pose is dropped.
     """
 
     action_hz: float = 10.0
@@ -50,6 +48,8 @@ class PartOptions:
     sensor_dtype: str = "float16"
     views: tuple[str, ...] | None = None
     instruction: str | None = None
+    allow_external_images: bool = False
+    match_limit: float = MATCH_LIMIT_SECONDS
 
 
 @dataclass
@@ -97,7 +97,7 @@ def make_part(
     """
     name = str(episode.path)
     try:
-        recording = READERS[episode.format](episode.path, options.instruction)
+        recording = _read(episode, options)
     except EpisodeError as error:
         return [Finding(name, str(error))]
     except OSError as error:
@@ -118,6 +118,14 @@ def make_part(
         return findings
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _read(episode: EpisodeFolder, options: PartOptions) -> Recording:
+    if episode.format == "legacy":
+        return read_legacy(episode.path, options.instruction, allow_external=options.allow_external_images)
+    if episode.format == "capture":
+        return read_capture(episode.path, options.instruction, options.match_limit)
+    return read_windows(episode.path, options.instruction)
 
 
 def load_part(directory: Path) -> Part:
@@ -237,6 +245,10 @@ def _ticks(recording: Recording, options: PartOptions, stream: SensorStream | No
     if recording.actions is not None:
         ticks, poses, deltas = times, np.full((len(times), POSE_DIM), np.nan), recording.actions
         is_sample = np.ones(len(ticks), bool)
+        if options.alignment == "index":
+            # The reference shows whole chunks only, and not the last.
+            is_sample = np.arange(len(ticks)) % HORIZON == 0
+            is_sample[(len(ticks) - HORIZON) // HORIZON * HORIZON :] = False
         pose_rows = np.arange(len(ticks))
     else:
         if len(times) < 2:

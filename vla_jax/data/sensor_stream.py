@@ -114,13 +114,13 @@ class _Joiner:
         """Yields the rows to store, in order."""
         index, previous = 0, None
         for block in blocks:
+            follows = self._plainly_follows(index, block)
             start = 0
             while start < len(block):
-                # Windows that abut exactly, the usual case, pass through as one piece.
+                # Windows that abut, the usual case, pass through as one piece.
                 stop = start + 1
-                if index == 0 or self.nominal[index - 1] == self.window_rows:
-                    while stop < len(block) and self.nominal[index + stop - start - 1] == self.window_rows:
-                        stop += 1
+                while stop < len(block) and follows[stop]:
+                    stop += 1
                 windows = block[start:stop]
                 num_new, new_segment = self._join(index, previous, windows[0])
                 yield self._take(index, windows, num_new, new_segment)
@@ -128,21 +128,30 @@ class _Joiner:
                 index += stop - start
                 start = stop
 
+    def _plainly_follows(self, first: int, block: np.ndarray) -> np.ndarray:
+        """Tells which windows of a block abut the one before by their times and share no row with its end."""
+        follows = np.zeros(len(block), bool)
+        nominal = self.nominal[first : first + len(block) - 1]
+        ends = block[:-1, -self.jitter :]
+        follows[1:] = (nominal == self.window_rows) & ~(ends == block[1:, :1]).all(axis=2).any(axis=1)
+        return follows
+
     def _join(self, index: int, previous: np.ndarray | None, window: np.ndarray) -> tuple[int, bool]:
         """Returns how many rows of the window's end are new, and whether it begins a new stretch."""
         if previous is None:
             return self.window_rows, True
         shift = int(self.nominal[index - 1])
-        if shift == self.window_rows:
-            return self.window_rows, False
         if shift > self.window_rows + self.jitter:
             self._gaps.append((shift - self.window_rows) / self.hz)
             return self.window_rows, True
-        if shift < self.window_rows:
+        nearly_abuts = shift >= self.window_rows - self.jitter
+        # Rows that do not change say nothing about an overlap; then the times decide.
+        is_flat = np.array_equal(previous[-2], previous[-1])
+        if not (nearly_abuts and is_flat):
             found = self._matching_shift(previous, window, shift)
             if found is not None:
                 return found, False
-        if shift >= self.window_rows - self.jitter:
+        if nearly_abuts:
             return self.window_rows, False
         self._num_apart += 1
         return self.window_rows, True

@@ -45,10 +45,8 @@ def read_windows(folder: Path, instruction: str | None = None) -> Recording:
         if states is not None:
             recording.pose_times, recording.poses = states
     with recording.collecting():
-        recording.views = read_views(folder, "images")
-        for view in _strings(metadata.get("camera_views", []), "camera_views"):
-            if view not in recording.views:
-                recording.notes.append(f"metadata.json lists {view}, but images/{view} holds no pictures")
+        listed = _strings(metadata.get("camera_views", []), "camera_views")
+        recording.views = _listed_views(read_views(folder, "images"), listed, recording.notes)
     with recording.collecting():
         recording.sensor = _sensor(folder, metadata)
     return recording
@@ -76,6 +74,21 @@ def _number(metadata: dict[str, Any], key: str) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value) or value < 0:
         raise EpisodeError(f"metadata.json: {key} is {value!r}, expected a number"[:200])
     return float(value)
+
+
+def _listed_views(found: dict[str, ViewImages], listed: list[str], notes: list[str]) -> dict[str, ViewImages]:
+    """Keeps the views that the metadata lists; all of them where it lists none."""
+    if not listed:
+        return found
+    notes += [
+        f"metadata.json lists {view}, but images/{view} holds no pictures"
+        for view in listed
+        if view not in found
+    ]
+    notes += [
+        f"images/{view} is not listed in metadata.json and left out" for view in found if view not in listed
+    ]
+    return {view: images for view, images in found.items() if view in listed}
 
 
 def _segments(metadata: dict[str, Any]) -> tuple[Segment, ...]:

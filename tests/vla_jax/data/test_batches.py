@@ -164,15 +164,15 @@ def test_processes_share_a_batch(dataset, table):
 
 
 def test_closing_ends_the_threads(dataset, table):
-    before = threading.active_count()
+    before = set(threading.enumerate())
     batches = iter(loader(dataset, table, num_threads=3))
     next(batches)
-    assert threading.active_count() > before
+    started = set(threading.enumerate()) - before
+    assert started
     batches.close()
-    for thread in threading.enumerate():
-        if thread is not threading.current_thread() and not thread.daemon:
-            thread.join(timeout=10)
-            assert not thread.is_alive()
+    for thread in started:
+        thread.join(timeout=10)
+        assert not thread.is_alive()
 
 
 def test_a_changed_order_is_told(dataset, table, caplog):

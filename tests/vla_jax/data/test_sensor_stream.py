@@ -61,6 +61,15 @@ def test_row_times_end_with_the_window_stamp(tmp_path):
     np.testing.assert_allclose(stream.row_times[[0, 64, 129]], [10 - 64 / 650, 10.0, 10.1])
 
 
+def test_a_flat_sensor_is_joined_by_its_times(tmp_path):
+    windows = np.zeros((6, 65, 1026), np.float16)
+    stream, rows = join(tmp_path, windows, 1 + np.arange(6) / 10)
+    assert len(rows) == 6 * 65
+    assert stream.segment_starts == (0,)
+    _, rows = join(tmp_path, windows, 1 + np.arange(6) * 40 / 650)
+    assert len(rows) == 65 + 5 * 40
+
+
 def test_gap_begins_a_new_stretch(tmp_path):
     stream, rows = join(tmp_path, windows_of(STREAM, [0, 65, 400], 65), [1.0, 1.1, 2.0])
     assert len(rows) == 195
