@@ -1,6 +1,20 @@
-"""Settings of every test: no silent broadcasting between arrays of different rank."""
+"""Settings of every test."""
+
+import os
+import tempfile
+
+# The tests' networks are tiny and compiled often, in this process and in the commands it starts: compile each once
+# a session, and without the optimisations that only long runs pay back.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="vla-jax-tests-"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+os.environ.setdefault(
+    "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+)
+os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax
 
-jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_platforms", "cpu")
+jax.config.update(
+    "jax_numpy_rank_promotion", "raise"
+)  # No silent broadcasting between arrays of different rank.

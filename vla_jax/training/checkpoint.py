@@ -12,15 +12,17 @@ RUN/checkpoints/<step>/ is one Orbax checkpoint, written under a temporary name 
 Arrays are restored onto today's devices whatever the number they were saved from.
 """
 
+import contextlib
 import importlib.metadata
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from orbax.checkpoint import v1 as ocp
@@ -39,6 +41,7 @@ FORMAT_VERSION = 1
 CHECKPOINTS = "checkpoints"
 BEST_METRIC = "validation/action_mse"
 _STATE_ITEMS = ("params", "ema_params", "statistics", "optimizer")
+_METADATA_FILE = "data.json"  # What Orbax's JSON handler calls it.
 _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "numpy", "vla-jax")
 
 
@@ -74,6 +77,7 @@ class CheckpointWriter:
         policies = ocp.training.preservation_policies
         self._checkpointer = ocp.training.Checkpointer(
             (run / CHECKPOINTS).absolute(),
+            context=_context(),
             preservation_policy=policies.AnyPreservationPolicy(
                 [
                     policies.LatestN(keep),
@@ -100,7 +104,9 @@ class CheckpointWriter:
         items: dict[str, Any] = {name: named_leaves(getattr(state, name)) for name in _STATE_ITEMS}
         items["normaliser"] = _normaliser_arrays(normaliser)
         items["metadata"] = _metadata(step, config, identity, normaliser, data_position, metrics)
-        self._checkpointer.save_checkpointables_async(step, items, force=True, metrics=dict(metrics))
+        self._checkpointer.save_checkpointables_async(
+            step, _non_empty(items), force=True, metrics=dict(metrics) or None
+        )
 
     def close(self) -> None:
         """Waits until everything is on disk."""
@@ -132,8 +138,8 @@ def save_policy(
         "metadata": _metadata(0, config, identity, normaliser, {}, {}),
     }
     directory.parent.mkdir(parents=True, exist_ok=True)
-    # An item without arrays (a network without BatchNorm) has nothing for Orbax to write.
-    ocp.save_checkpointables(directory.absolute(), {name: item for name, item in items.items() if item})
+    with _context():
+        ocp.save_checkpointables(directory.absolute(), _non_empty(items))
     return directory
 
 
@@ -188,11 +194,7 @@ def checkpoint_steps(run: Path) -> list[int]:
     directory = run / CHECKPOINTS
     if not directory.is_dir():
         return []
-    return sorted(
-        int(child.name)
-        for child in directory.iterdir()
-        if child.name.isdecimal() and ocp.is_orbax_checkpoint(child.absolute())
-    )
+    return sorted(int(child.name) for child in directory.iterdir() if _is_checkpoint(child))
 
 
 def resolve_checkpoint(path: Path, checkpoint: str = "latest") -> Path:
@@ -203,7 +205,7 @@ def resolve_checkpoint(path: Path, checkpoint: str = "latest") -> Path:
     """
     if not path.exists():
         raise UserError(f"no such directory: {path}; give a training output directory or a checkpoint in it")
-    if path.is_dir() and path.name.isdecimal() and ocp.is_orbax_checkpoint(path.absolute()):
+    if _is_checkpoint(path):
         return path
     run = path.parent if path.name == CHECKPOINTS else path
     steps = checkpoint_steps(run)
@@ -229,9 +231,9 @@ def read_metadata(directory: Path) -> dict[str, Any]:
         UserError: it is missing, damaged or of another version.
     """
     try:
-        metadata = ocp.load_checkpointables(directory.absolute(), {"metadata": None})["metadata"]
+        metadata = json.loads((directory / "metadata" / _METADATA_FILE).read_text())
         version = metadata["format_version"]
-    except (OSError, KeyError, TypeError, ValueError, ocp.errors.NoEntryError) as error:
+    except (OSError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{directory} is not a readable vla-jax checkpoint: {error}") from error
     if version != FORMAT_VERSION:
         raise UserError(f"{directory} has checkpoint format {version}; this version reads {FORMAT_VERSION}")
@@ -258,7 +260,7 @@ def _restore(directory: Path, abstract: Mapping[str, Any]) -> list[Any]:
         ]
     if faults:
         raise UserError(f"{directory} does not fit its configuration: " + "; ".join(sorted(faults)))
-    default = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     targets = {
         item: {
             name: jax.ShapeDtypeStruct(
@@ -269,10 +271,8 @@ def _restore(directory: Path, abstract: Mapping[str, Any]) -> list[Any]:
         for item, leaves in wanted.items()
         if leaves
     }
-    try:
+    with _reading(directory):
         loaded = ocp.load_checkpointables(directory.absolute(), targets)
-    except (OSError, KeyError, ValueError, ocp.errors.NoEntryError) as error:
-        raise UserError(f"{directory} is damaged and cannot be restored: {error}") from error
     return [
         jax.tree.unflatten(
             jax.tree.structure(tree), [loaded[item][name] for name in wanted[item]] if wanted[item] else []
@@ -285,16 +285,41 @@ def _stored_shapes(directory: Path, item: str) -> dict[str, tuple[int, ...]]:
     """Reads the names and shapes of an item's arrays; an item that was never written has none."""
     if not (directory / item).is_dir():
         return {}
+    with _reading(directory), _context():
+        stored = ocp.checkpointables_metadata(directory.absolute()).metadata[item]
+        return {name: tuple(leaf.shape) for name, leaf in stored.items()}
+
+
+@contextlib.contextmanager
+def _reading(directory: Path) -> Iterator[None]:
+    """Turns whatever Orbax and its storage layers raise for a damaged checkpoint into one line."""
     try:
-        metadata = ocp.pytree_metadata((directory / item).absolute()).metadata
-    except (OSError, KeyError, ValueError, ocp.errors.NoEntryError) as error:
-        raise UserError(f"{directory / item} is damaged: {error}") from error
-    return {name: tuple(leaf.shape) for name, leaf in metadata.items()}
+        yield
+    except Exception as error:
+        raise UserError(f"{directory} is damaged and cannot be restored: {error}") from error
+
+
+def _context() -> ocp.Context:
+    """Stores the metadata as one readable JSON file; by default Orbax would make arrays of its numbers."""
+    registry = ocp.handlers.local_registry()
+    registry.add(ocp.handlers.JsonHandler, checkpointable_name="metadata")
+    context = ocp.Context()
+    context.checkpointables.registry = registry
+    return context
+
+
+def _non_empty(items: dict[str, Any]) -> dict[str, Any]:
+    """Leaves out items without arrays (a network without BatchNorm), for which Orbax has nothing to write."""
+    return {name: item for name, item in items.items() if item}
+
+
+def _is_checkpoint(directory: Path) -> bool:
+    return directory.name.isdecimal() and (directory / "metadata").is_dir()
 
 
 def _normaliser_arrays(normaliser: Normaliser) -> dict[str, Any]:
     return {
-        entry.name: getattr(normaliser, entry.name)
+        entry.name: jnp.asarray(getattr(normaliser, entry.name))
         for entry in fields(Normaliser)
         if not entry.metadata.get("static")
     }

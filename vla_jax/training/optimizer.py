@@ -30,8 +30,8 @@ def make_schedule(config: OptimizerConfig, peak: float, total_updates: int) -> o
 def make_optimizer(config: OptimizerConfig, total_updates: int) -> optax.GradientTransformation:
     """Returns global-norm clipping followed by AdamW (Loshchilov & Hutter 2019) per parameter group.
 
-    Groups by path: `sensor_encoder` at `sensor_lr`, everything else at `lr`. Weight decay leaves out norms, biases
-    and embeddings (arrays of fewer than two axes, or named so) unless `decay_everything`.
+    Groups by path: `sensor_encoder` at `sensor_lr`, everything else at `lr`. Only kernels decay, not norms, biases
+    or embeddings, unless `decay_everything`.
     """
     groups = {
         name: optax.adamw(

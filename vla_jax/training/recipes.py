@@ -99,8 +99,8 @@ def _debug(
     model_type: ModelType, fusion: FusionStrategy, vl_dim: int, vl_slots: int, dtype: str
 ) -> TrainConfig:
     """Tiny, for tests: compiles in seconds."""
-    policy = PolicyConfig.small(
-        model_type,
+    policy = PolicyConfig(
+        model_type=model_type,
         vl_dim=vl_dim,
         vl_slots=vl_slots,
         sensor=SensorEncoderConfig(

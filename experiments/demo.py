@@ -1,0 +1,138 @@
+"""`python -m experiments.demo`: the main job on simulated episodes, one command after the other."""
+
+import json
+import shlex
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from experiments import cli
+from vla_jax.errors import UserError
+
+DESCRIPTION = """Simulates episodes, packs them, exports features with a tiny random Qwen2.5-VL, trains a
+regression and a diffusion policy, and a regression policy without sensor, and judges them on held-out episodes.
+
+Run again, it continues where it stopped."""
+
+# run name: options of `experiments.train`
+POLICIES = {
+    "regression": ("--model-type", "regression", "--fusion-strategy", "concat"),
+    "diffusion": ("--model-type", "diffusion", "--fusion-strategy", "concat"),
+    "vision-only": ("--model-type", "regression", "--fusion-strategy", "none"),
+}
+REQUIRED_FACTOR = 2.0
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Options of the command."""
+
+    out: Path = Path("demo")
+    """Directory for everything the demo writes (about 1 GB)."""
+    episodes: int = 48
+    """Number of simulated episodes; a fifth of them is held out."""
+    seed: int = 0
+    """Seed of the episodes."""
+    steps: int | None = None
+    """Optimizer updates of each policy; the recipe's by default."""
+
+
+def main(arguments: Arguments) -> int:
+    """Runs the whole job and returns 0 when both policies beat the baselines by the required factor."""
+    started = time.monotonic()
+    out = arguments.out
+    episodes, data, cache, backbone = (out / name for name in ("episodes", "data", "cache", "backbone"))
+    run_command("phantom", episodes, "--episodes", arguments.episodes, "--seed", arguments.seed)
+    run_command("prepare", episodes, "--out", data)
+    if not (backbone / "config.json").is_file():
+        run_command("tiny_backbone", backbone)
+    run_command("export", data, "--backbone", backbone, "--cache", cache)
+    steps = () if arguments.steps is None else ("--steps", arguments.steps)
+    for name, options in POLICIES.items():
+        run, report = out / "runs" / name, out / "reports" / name
+        run_command(
+            "train", data, "--cache", cache, "--out", run, "--recipe", "small", "--resume", *options, *steps
+        )
+        run_command("evaluate", run, data, "--cache", cache, "--out", report)
+    metrics = {name: read_metrics(out / "reports" / name) for name in POLICIES}
+    console = Console(highlight=False)
+    console.print(summary_table(metrics))
+    for line in findings(metrics):
+        console.print(line)
+    console.print(f"\n{(time.monotonic() - started) / 60:.1f} minutes. Reports:")
+    for name in POLICIES:
+        console.print(f"  {out / 'reports' / name / 'report.html'}", soft_wrap=True)
+    return 0 if all(beats_baselines(metrics[name]) for name in ("regression", "diffusion")) else 1
+
+
+def run_command(name: str, *arguments: object) -> None:
+    """Shows a command as a user would type it, and runs it.
+
+    Raises:
+        UserError: it failed; what it said is on the screen.
+    """
+    words = [str(argument) for argument in arguments]
+    print(f"\n$ python -m experiments.{name} {shlex.join(words)}", flush=True)
+    status = subprocess.run([sys.executable, "-m", f"experiments.{name}", *words], check=False).returncode
+    if status:
+        raise UserError(f"python -m experiments.{name} ended with status {status}; the demo stops here")
+
+
+def read_metrics(report: Path) -> dict[str, Any]:
+    """Reads REPORT/metrics.json."""
+    return json.loads((report / "metrics.json").read_text())
+
+
+def summary_table(metrics: dict[str, dict[str, Any]]) -> Table:
+    """Tabulates errors of the policies and of the baselines on the held-out episodes, in physical units."""
+    table = Table(title="held-out episodes, action errors over the 8-step horizon (mm, degrees)")
+    for column in ("", "overall_mse", "motion_mse", "better than zero", "better than mean", "overall_mae"):
+        table.add_column(column, justify="left" if not column else "right", no_wrap=True)
+    any_report = next(iter(metrics.values()))
+    rows = [(f"{name} policy", values) for name, values in metrics.items()]
+    rows += [(f"{name} (baseline)", values) for name, values in any_report["baselines"].items()]
+    for name, values in rows:
+        ratios = [
+            f"{any_report['baselines'][baseline]['overall_mse'] / values['overall_mse']:.1f}x"
+            for baseline in ("zero", "mean")
+        ]
+        table.add_row(
+            name,
+            f"{values['overall_mse']:.5f}",
+            f"{values['motion_mse']:.5f}",
+            *ratios,
+            f"{values['overall_mae']:.4f}",
+        )
+    return table
+
+
+def findings(metrics: dict[str, dict[str, Any]]) -> list[str]:
+    """Says what vision and what the sensor contribute, from the reports' segments of the episodes."""
+    align = metrics["regression"]["segments"]["align"]["all"]["first_r2_per_dim"]
+    stop = {
+        name: metrics[name]["segments"]["near_target"]["with_sensor"]["first_mse_per_dim"][2]
+        for name in ("regression", "vision-only")
+    }
+    return [
+        f"Vision: while aligning, the regression policy's dx and dy have R² {align[0]:.2f} and {align[1]:.2f}.",
+        f"Sensor: within 1 mm of the target layer the mse of dz is {stop['regression']:.6f} mm² with the sensor, "
+        f"{stop['vision-only']:.6f} without ({stop['vision-only'] / stop['regression']:.1f}x).",
+    ]
+
+
+def beats_baselines(metrics: dict[str, Any]) -> bool:
+    """Whether a policy's overall_mse is below half of the zero's and of the training mean's."""
+    return all(
+        metrics["overall_mse"] * REQUIRED_FACTOR <= metrics["baselines"][baseline]["overall_mse"]
+        for baseline in ("zero", "mean")
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main, Arguments, name="demo", description=DESCRIPTION)

@@ -1,0 +1,135 @@
+"""The main job end to end, in the commands a user types: phantom → prepare → export → train → evaluate."""
+
+import json
+import shutil
+import signal
+import time
+
+import numpy as np
+import pytest
+from orbax.checkpoint import v1 as ocp
+
+from tests.commands import error_line, run_command, start_command
+from vla_jax.training.checkpoint import CHECKPOINTS, checkpoint_steps
+
+TRAIN_OPTIONS = ("--recipe", "debug", "--log-every", "1")
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory):
+    """Six simulated episodes, packed, with features of a tiny backbone."""
+    root = tmp_path_factory.mktemp("main_job")
+    run_command("phantom", root / "episodes", "--episodes", 6, "--seed", 3)
+    run_command("prepare", root / "episodes", "--out", root / "data")
+    run_command("tiny_backbone", root / "backbone")
+    export = ("export", root / "data", "--backbone", root / "backbone", "--cache", root / "cache")
+    run_command(*export)
+    assert "nothing" in run_command(*export).stdout.lower()
+    return root
+
+
+def train(workspace, run, *options, status=0):
+    return run_command(
+        "train",
+        workspace / "data",
+        "--cache",
+        workspace / "cache",
+        "--out",
+        run,
+        *TRAIN_OPTIONS,
+        *options,
+        status=status,
+    )
+
+
+def checkpoint_arrays(run, step):
+    """Everything a checkpoint holds, as numpy arrays by name."""
+    loaded = ocp.load_checkpointables((run / CHECKPOINTS / str(step)).absolute())
+    return {
+        f"{item}/{name}": np.asarray(value)
+        for item in ("params", "ema_params", "statistics", "optimizer", "normaliser")
+        for name, value in loaded[item].items()
+    }
+
+
+def logged_losses(run):
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line["train/loss"] for line in lines if "train/loss" in line}
+
+
+@pytest.mark.parametrize(
+    ("model_type", "fusion"), [("regression", "concat"), ("diffusion", "concat"), ("regression", "none")]
+)
+def test_a_policy_is_trained_and_judged(workspace, tmp_path, model_type, fusion):
+    run, report = tmp_path / "run", tmp_path / "report"
+    train(workspace, run, "--model-type", model_type, "--fusion-strategy", fusion)
+    assert checkpoint_steps(run) == [2, 4]
+    arguments = (run, workspace / "data", "--cache", workspace / "cache", "--out", report)
+    shown = run_command("evaluate", *arguments).stdout
+    assert "report.html" in shown
+    metrics = json.loads((report / "metrics.json").read_text())
+    assert set(metrics["baselines"]) >= {"zero", "mean", "previous"}
+    assert metrics["overall_mse"] > 0
+    assert "align" in metrics["segments"]
+    html = (report / "report.html").read_text()
+    assert "http-equiv" in html or "<html" in html
+    assert 'src="http' not in html
+
+
+def test_killed_and_resumed_training_ends_with_the_same_bits(workspace, tmp_path):
+    """kill -9 in the middle of a run, SIGTERM in the middle of the next one, then to the end."""
+    options = ("--steps", "40", "--checkpoint-every", "5", "--validate-every", "20")
+    undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
+    train(workspace, undisturbed, *options)
+    arguments = (
+        "train", workspace / "data", "--cache", workspace / "cache", "--out", disturbed, *TRAIN_OPTIONS, *options,
+        "--resume",
+    )  # fmt: skip
+    for number, at_step in ((signal.SIGKILL, 8), (signal.SIGTERM, 18)):
+        process = start_command(*arguments)
+        deadline = time.monotonic() + 300
+        while (
+            not (disturbed / "metrics.jsonl").exists() or max(logged_losses(disturbed), default=0) < at_step
+        ):
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        process.send_signal(number)
+        output, _ = process.communicate(timeout=300)
+        if number == signal.SIGTERM:
+            assert process.returncode == 0
+            assert "--resume" in output or max(logged_losses(disturbed)) == 40
+    run_command(*arguments)
+    expected, result = checkpoint_arrays(undisturbed, 40), checkpoint_arrays(disturbed, 40)
+    assert expected.keys() == result.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(result[name], value, err_msg=name)
+    assert logged_losses(disturbed) == logged_losses(undisturbed)
+
+
+def test_users_mistakes_each_get_one_line_and_status_2(workspace, tmp_path):
+    data, cache, run = workspace / "data", workspace / "cache", tmp_path / "run"
+    train(workspace, run)
+    (tmp_path / "empty").mkdir()
+
+    def refused(name, *arguments):
+        return error_line(run_command(name, *arguments, status=2))
+
+    out = ("--out", tmp_path / "out")
+    assert "nowhere" in refused("train", tmp_path / "nowhere", "--cache", cache, *out)
+    assert "empty" in refused("train", tmp_path / "empty", "--cache", cache, *out)
+    assert "experiments.export" in refused("train", data, "--cache", tmp_path / "no-cache", *out)
+    assert "--resume" in refused("train", data, "--cache", cache, "--out", run, *TRAIN_OPTIONS)
+    assert "device" in refused("train", data, "--cache", cache, *out, *TRAIN_OPTIONS, "--devices", "64")
+    assert "contradicts" in refused(
+        "train", data, "--cache", cache, *out, "--no-sensor-enabled", "--fusion-strategy", "gated"
+    )
+    evaluate = (data, "--cache", cache, *out)
+    assert "nowhere" in refused("evaluate", tmp_path / "nowhere", *evaluate)
+    assert "no checkpoint" in refused("evaluate", tmp_path / "empty", *evaluate)
+    damaged = tmp_path / "damaged"
+    shutil.copytree(run, damaged)
+    for file in (damaged / CHECKPOINTS / "4" / "ema_params").rglob("d/*"):
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    assert "damaged" in refused("evaluate", damaged, *evaluate)
+    run_command("train", data, "--cache", cache, *out, "--fusion-strategy", "concatt", status=2)
