@@ -18,6 +18,7 @@ from vla_jax.data import alignment, files
 from vla_jax.data.alignment import Alignment
 from vla_jax.data.capture import MATCH_LIMIT_SECONDS, read_capture
 from vla_jax.data.detection import EpisodeFolder
+from vla_jax.data.legacy import read_legacy
 from vla_jax.data.recording import POSE_DIM, EpisodeError, Finding, Recording
 from vla_jax.data.sensor_stream import SensorStream, write_stream
 from vla_jax.data.statistics import SensorMoments

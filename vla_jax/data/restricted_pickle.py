@@ -83,7 +83,16 @@ def _encode(text: Any, encoding: Any = "latin1") -> bytes:
     return text.encode("latin1")
 
 
+def _empty_bytes(*arguments: Any) -> bytes:
+    # How the same protocols write an empty byte string.
+    if arguments:
+        raise ValueError("a byte string is damaged")
+    return b""
+
+
 _KNOWN = {
+    ("builtins", "bytes"): _empty_bytes,
+    ("__builtin__", "bytes"): _empty_bytes,
     ("numpy", "ndarray"): _Array,
     ("numpy", "dtype"): _Dtype,
     ("_codecs", "encode"): _encode,
