@@ -17,7 +17,7 @@ VIEWS = ("View1", "View2", "View3")
 """View1 rides on the tool and looks along the needle; View2 and View3 stand beside the phantom."""
 
 MARKER_RADIUS_MM = 1.6
-NEEDLE_LENGTH_MM = 14.0
+NEEDLE_LENGTH_MM = 12.0
 """From the tip to the hub."""
 
 _SUPERSAMPLING = 3
@@ -70,7 +70,7 @@ SIDE_CAMERAS = tuple(
             START_XY_MM[1] + 105.0 * np.sin(azimuth),
             SURFACE_Z_MM + 70.0,
         ),
-        (START_XY_MM[0], START_XY_MM[1], SURFACE_Z_MM + 4.5),
+        (START_XY_MM[0], START_XY_MM[1], SURFACE_Z_MM + 6.5),
         (0.0, 0.0, 1.0),
         25.0,
     )
@@ -163,8 +163,8 @@ class SceneRenderer:
             for mark in np.arange(2.0, NEEDLE_LENGTH_MM, 2.0):
                 if mark > hidden + 0.2:
                     self._rod(draw, camera, along(mark - 0.25), along(mark + 0.25), _NEEDLE_RADIUS_MM, _MARK)
-        hub = along(NEEDLE_LENGTH_MM + _HUB_LENGTH_MM / 2)
-        self._rod(draw, camera, hub, hub + side * 6.0, 0.7, _ARM)
+        hub = along(NEEDLE_LENGTH_MM + 2.0)
+        self._rod(draw, camera, hub, hub + side * 6.0, 0.9, _ARM)
         self._rod(
             draw,
             camera,

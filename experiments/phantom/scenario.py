@@ -17,6 +17,8 @@ MARKER_COLOURS = {
 SURFACE_Z_MM = 60.0
 START_XY_MM = (190.0, 0.0)
 
+_AIM_DEG_PER_MM, _TURN_DEG_PER_MM = 1.0, 1.2
+
 
 @dataclass(frozen=True)
 class Scenario:
@@ -76,9 +78,12 @@ def draw_scenario(rng: np.random.Generator) -> Scenario:
     start_x, start_y = np.add(START_XY_MM, rng.uniform(-0.8, 0.8, 2))
     while np.hypot(*(offset := rng.uniform(-4.0, 4.0, 2))) < 1.5:
         pass
-    start_z = surface_z + rng.uniform(6.0, 9.0)
-    tilt_a, tilt_b = rng.uniform(-4.0, 4.0, 2)
-    twist = rng.uniform(-8.0, 8.0)
+    start_z = surface_z + rng.uniform(5.0, 8.0)
+    # The start pose was roughly aimed: the needle leans towards the marker and the hand is turned with the shoulder, so
+    # that what the orientation needs can be seen from where the marker is, even where a tilt of a degree cannot.
+    tilt_a = _AIM_DEG_PER_MM * offset[1] + rng.uniform(-1.0, 1.0)
+    tilt_b = -_AIM_DEG_PER_MM * offset[0] + rng.uniform(-1.0, 1.0)
+    twist = _TURN_DEG_PER_MM * offset[1] + rng.uniform(-1.0, 1.0)
     return Scenario(
         marker=str(rng.choice(list(MARKER_COLOURS))),
         marker_xy_mm=(float(start_x + offset[0]), float(start_y + offset[1])),
