@@ -28,7 +28,8 @@ class Arguments:
     grid: int = 2
     """Cells per side of each image, for `--pooling grid`."""
     image_size: str = "360x640"
-    """HEIGHTxWIDTH: larger images are shrunk to this many pixels, keeping their shape; none is enlarged."""
+    """HEIGHTxWIDTH, or a number of pixels: larger images are shrunk to this many pixels, keeping their shape; none
+    is enlarged."""
     adapter: str | None = None
     """Directory of a PEFT LoRA adapter, merged into the backbone first."""
     layer: int = -1
@@ -52,7 +53,7 @@ def main(arguments: Arguments) -> int | None:
         print("nothing to export: no episode has images")
         return None
     files = find_backbone(
-        arguments.backbone, image_size=parse_image_size(arguments.image_size), adapter=arguments.adapter
+        arguments.backbone, max_pixels=parse_image_size(arguments.image_size), adapter=arguments.adapter
     )
     provenance = files.provenance(
         pooling=arguments.pooling, grid=arguments.grid, layer=arguments.layer, dtype=arguments.dtype

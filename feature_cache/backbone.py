@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 
 from feature_cache.adapter import adapter_files, merge_adapter
 from feature_cache.fingerprint import content_fingerprint
-from feature_cache.keys import Provenance
+from feature_cache.keys import DEFAULT_MAX_PIXELS, Provenance
 from feature_cache.pooling import slot_weights
 from feature_cache.processor import PreparedRecord, PromptImageProcessor
 from vla_jax.errors import UserError
@@ -129,12 +129,12 @@ def collate(records: list[PreparedRecord]) -> dict[str, Any]:
 
 
 def find_backbone(
-    path_or_id: str, *, image_size: tuple[int, int] = (360, 640), adapter: str | None = None
+    path_or_id: str, *, max_pixels: int = DEFAULT_MAX_PIXELS, adapter: str | None = None
 ) -> BackboneFiles:
     """Finds a Qwen2.5-VL and its processor and identifies them by content, without loading the weights.
 
     path_or_id: a local directory or a model hub's `organisation/name`.
-    image_size: see `PromptImageProcessor`.
+    max_pixels: see `PromptImageProcessor`.
     adapter: directory of a PEFT LoRA adapter, to be merged into the weights.
 
     Raises:
@@ -151,7 +151,7 @@ def find_backbone(
             raise ValueError(f"its model_type is {config.model_type!r}, not 'qwen2_5_vl'")
         if not _files(folder, ("*.safetensors",)):
             raise ValueError("it has no *.safetensors weights")
-        processor = PromptImageProcessor(folder, image_size)
+        processor = PromptImageProcessor(folder, max_pixels)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{path_or_id}: cannot load a Qwen2.5-VL backbone from here ({error})") from error
     return BackboneFiles(

@@ -19,6 +19,9 @@ STORAGE_DTYPES = ("float16", "bfloat16")
 # Part of every digest: raise it when the same inputs begin to give other features.
 KEY_VERSION = 1
 
+# Pixels of an image above which it is shrunk: the area of 360 × 640.
+DEFAULT_MAX_PIXELS = 360 * 640
+
 KEY_BYTES = 16
 NAME_LENGTH = 16
 
@@ -66,6 +69,23 @@ class Provenance:
     def name(self) -> str:
         """Returns the directory name of these records inside a cache: the digest's first 16 characters."""
         return self.digest()[:NAME_LENGTH]
+
+    def export_options(self) -> str:
+        """Returns the options of `experiments.export` that make features of this provenance.
+
+        The adapter's directory is not known any more and stands as DIR.
+        """
+        pixels = self.processor.get("size", {}).get("longest_edge", DEFAULT_MAX_PIXELS)
+        options = {
+            "--backbone": self.backbone_name,
+            "--pooling": self.pooling if self.pooling != "grid" else None,
+            "--grid": self.grid if self.pooling == "grid" and self.grid != 2 else None,
+            "--image-size": pixels if pixels != DEFAULT_MAX_PIXELS else None,
+            "--adapter": "DIR" if self.adapter else None,
+            "--layer": self.layer if self.layer != -1 else None,
+            "--dtype": self.dtype if self.dtype != "float16" else None,
+        }
+        return " ".join(f"{name} {value}" for name, value in options.items() if value is not None)
 
     def to_json(self) -> str:
         """Returns all fields, the digest and the key version as indented JSON."""

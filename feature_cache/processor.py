@@ -8,6 +8,7 @@ both kinds (the two resize slightly differently).
 import dataclasses
 import hashlib
 import json
+import math
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ import numpy as np
 from PIL import Image
 
 from vla_jax.errors import UserError
+
+_TOKEN_PIXELS = 28 * 28
 
 # Settings of the image processor that change its output, with the names of `preprocessor_config.json`.
 _SETTINGS = (
@@ -54,22 +57,18 @@ class PromptImageProcessor:
     """The processor of one backbone with a fixed image size; safe to use from several threads.
 
     folder: a backbone as `save_pretrained` or the model hub lays it out.
-    image_size: (height, width): images of more pixels than height × width are shrunk to that many, keeping their
-        shape; none is enlarged. Either side then becomes a multiple of 28 pixels, one token's extent.
+    max_pixels: images of more pixels are shrunk to that many, keeping their shape; none is enlarged. Either side
+        then becomes a multiple of 28 pixels, one token's extent.
     """
 
-    def __init__(self, folder: str | Path, image_size: tuple[int, int]):
+    def __init__(self, folder: str | Path, max_pixels: int):
         from transformers import AutoTokenizer
         from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        unit = 28
-        if min(image_size) < unit:
-            raise UserError(
-                f"--image-size {image_size[0]}x{image_size[1]}: a side needs at least {unit} pixels"
-            )
+        # Despite their names these are areas, in the image processors of this family.
         self.image_processor = Qwen2VLImageProcessorPil.from_pretrained(
-            folder, size={"shortest_edge": unit * unit, "longest_edge": image_size[0] * image_size[1]}
+            folder, size={"shortest_edge": _TOKEN_PIXELS, "longest_edge": max_pixels}
         )
         self.chat_template = _chat_template(self.tokenizer, Path(folder))
         self.image_token_id = self.tokenizer.convert_tokens_to_ids("<|image_pad|>")
@@ -130,12 +129,17 @@ class PromptImageProcessor:
         return PreparedRecord(tokens, tokens == self.image_token_id, patches, patch_grids, image_grids)
 
 
-def parse_image_size(text: str) -> tuple[int, int]:
-    """Returns (height, width) from `HEIGHTxWIDTH`."""
-    height, separator, width = text.lower().partition("x")
-    if not (separator and height.isdecimal() and width.isdecimal()):
-        raise UserError(f"--image-size {text!r}: write HEIGHTxWIDTH in pixels, such as 360x640")
-    return int(height), int(width)
+def parse_image_size(text: str) -> int:
+    """Returns the number of pixels that `HEIGHTxWIDTH`, or a plain number of pixels, allows."""
+    sides = text.lower().split("x")
+    if len(sides) > 2 or not all(side.isdecimal() for side in sides):
+        raise UserError(
+            f"--image-size {text!r}: write HEIGHTxWIDTH in pixels, such as 360x640, or one number"
+        )
+    pixels = math.prod(int(side) for side in sides)
+    if pixels < _TOKEN_PIXELS:
+        raise UserError(f"--image-size {text!r}: an image needs at least 28x28 pixels, one token's extent")
+    return pixels
 
 
 def _chat_template(tokenizer, folder: Path) -> str:

@@ -84,7 +84,7 @@ def test_size_pooling_and_layer_change_the_provenance(tiny_path, backbone_files)
         backbone_files.provenance(pooling="mean").digest(),
         backbone_files.provenance(layer=-2).digest(),
         backbone_files.provenance(grid=3).digest(),
-        find_backbone(str(tiny_path), image_size=(180, 320)).provenance().digest(),
+        find_backbone(str(tiny_path), max_pixels=180 * 320).provenance().digest(),
     }
     assert len(digests) == 5
 

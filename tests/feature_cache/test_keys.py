@@ -64,6 +64,17 @@ def test_the_order_of_the_views_changes_the_key():
     assert record_key("p", "go", ["1", "2"]) != record_key("p", "go", ["2", "1"])
 
 
+def test_the_export_options_name_what_is_not_the_default():
+    assert PROVENANCE.export_options() == "--backbone tiny"
+    other = Provenance("a", "Qwen/X", "b", {"size": {"longest_edge": 1000}}, "c", "grid", 3, -2, "bfloat16")
+    assert other.export_options() == (
+        "--backbone Qwen/X --grid 3 --image-size 1000 --adapter DIR --layer -2 --dtype bfloat16"
+    )
+    assert (
+        dataclasses.replace(PROVENANCE, pooling="mean").export_options() == "--backbone tiny --pooling mean"
+    )
+
+
 def test_json_round_trip():
     assert Provenance.from_json(PROVENANCE.to_json(), source="x") == PROVENANCE
 
