@@ -4,3 +4,4 @@ from pathlib import Path
 
 DATA = Path(__file__).parent / "data"
 PARITY = DATA / "parity"
+BRIDGE = DATA / "bridge_widowx"

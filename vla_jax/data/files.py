@@ -19,8 +19,10 @@ MAX_TEXT_BYTES = 512 << 20
 MAX_SMALL_ARRAY_BYTES = 256 << 20
 MAX_SENSOR_BYTES = 16 << 30
 MAX_IMAGE_PIXELS = 50_000_000
-# deflate cannot do better than 1032:1, so that more is a forged header.
-MAX_COMPRESSION = 1032
+MAX_WINDOW_ROWS = 100_000
+# Recorded sensor data shrinks little; what is both large and highly compressed is made to fill the disk.
+MAX_COMPRESSION = 300
+MAX_COMPRESSED_BYTES = 256 << 20
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
@@ -155,9 +157,8 @@ def open_npz(path: Path) -> dict[str, NpzMember]:
                 name = info.filename.removesuffix(".npy")
                 if not info.filename.endswith(".npy") or len(members) >= 64:
                     raise EpisodeError(f"{path.name}: {info.filename!r} is not an array of numpy")
-                if info.file_size > MAX_SENSOR_BYTES or info.file_size > MAX_COMPRESSION * (
-                    info.compress_size + 1024
-                ):
+                is_bomb = info.file_size > max(MAX_COMPRESSED_BYTES, MAX_COMPRESSION * info.compress_size)
+                if info.file_size > MAX_SENSOR_BYTES or is_bomb:
                     raise EpisodeError(
                         f"{path.name}[{name}]: declares {info.file_size} bytes, which is absurd"
                     )
@@ -276,6 +277,8 @@ def check_sensor_shape(member: NpzMember, num_dims: int) -> None:
         raise EpisodeError(
             f"{where}: has shape {member.shape}, expected ({expected}): the force and 1025 A-scan bins"
         )
+    if num_dims == 3 and member.shape[1] > MAX_WINDOW_ROWS:
+        raise EpisodeError(f"{where}: windows of {member.shape[1]} rows are absurdly long")
     if 0 in member.shape:
         raise EpisodeError(f"{where}: holds no rows")
     if member.dtype.kind != "f":

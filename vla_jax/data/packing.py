@@ -11,8 +11,10 @@ import hashlib
 import itertools
 import json
 import multiprocessing
+import multiprocessing.connection
 import os
 import shutil
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -186,7 +188,9 @@ def _run_jobs(jobs: Sequence[tuple[Any, ...]], num_workers: int) -> list[Finding
             return findings
         # Fresh processes: a fork would copy the threads' locks of whatever library is loaded here.
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(min(num_workers, len(jobs)), mp_context=context) as pool:
+        with ProcessPoolExecutor(
+            min(num_workers, len(jobs)), mp_context=context, initializer=_end_with_parent
+        ) as pool:
             futures = [pool.submit(make_part, *job) for job in jobs]
             try:
                 for future in as_completed(futures):
@@ -199,6 +203,16 @@ def _run_jobs(jobs: Sequence[tuple[Any, ...]], num_workers: int) -> list[Finding
             finally:
                 pool.shutdown(cancel_futures=True)
     return findings
+
+
+def _end_with_parent() -> None:
+    """Makes this process end when the one that started it is killed, which the pool does not do by itself."""
+
+    def watch() -> None:
+        multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _refuse_faults(findings: Sequence[Finding], num_episodes: int, strict: bool) -> None:

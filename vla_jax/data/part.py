@@ -115,7 +115,12 @@ def make_part(
         info |= {"fingerprint": episode_fingerprint, "notes": recording.notes}
         np.savez(temporary / "arrays.npz", **arrays)
         (temporary / "part.json").write_text(json.dumps(info), encoding="utf-8")
-        os.replace(temporary, directory)
+        try:
+            os.replace(temporary, directory)
+        except OSError:
+            # Left by a process that outlived a killed run, and complete, for parts only ever appear whole.
+            if not (directory / "part.json").is_file():
+                raise
         return findings
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -20,6 +20,8 @@ POSE_COLUMNS = ("pose_x", "pose_y", "pose_z", "pose_a", "pose_b", "pose_r")
 # Pictures and sensor windows are stamped by the machine that receives them, and so is `recv_timestamp`.
 TIME_COLUMNS = ("recv_timestamp", "origin_timestamp", "send_timestamp", "timestamp")
 DEFAULT_SENSOR_HZ = 650.0
+# A kilometre, or thousands of turns.
+MAX_POSE = 1e6
 
 
 def read_windows(folder: Path, instruction: str | None = None) -> Recording:
@@ -142,6 +144,11 @@ def pose_columns(columns: dict[str, np.ndarray], file: str) -> tuple[np.ndarray,
     if not np.isfinite(poses).all():
         row, column = np.argwhere(~np.isfinite(poses))[0]
         raise EpisodeError(f"{file}: {POSE_COLUMNS[column]} is {poses[row, column]} in row {row + 1}")
+    if np.abs(poses).max() > MAX_POSE:
+        row, column = np.argwhere(np.abs(poses) > MAX_POSE)[0]
+        raise EpisodeError(
+            f"{file}: {POSE_COLUMNS[column]} is {poses[row, column]:g} in row {row + 1}, which is absurd"
+        )
     files.check_times(times, file)
     return times, poses
 

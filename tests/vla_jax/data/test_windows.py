@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tests.vla_jax.data.recordings import START, jpeg, sensor_rows, write_windows_episode
+from vla_jax.data import files
 from vla_jax.data.detection import EpisodeFolder, find_episodes
 from vla_jax.data.part import PartOptions, load_part, make_part
 from vla_jax.errors import UserError
@@ -229,6 +230,23 @@ def test_a_forged_size_is_refused_before_anything_is_allocated(episode, tmp_path
         archive.writestr("data.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
         archive.writestr("timestamps.npy", b"")
     assert "needs 13337" in faults_of(episode, tmp_path / "part")[0]
+
+
+def test_a_zip_bomb_is_refused_unread(episode, tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "MAX_COMPRESSED_BYTES", 1 << 20)
+    with np.load(episode / "sensor_data.npz") as stored:
+        timestamps = stored["timestamps"]
+    np.savez_compressed(episode / "sensor_data.npz", data=np.zeros((20, 65, 1026)), timestamps=timestamps)
+    assert "bytes, which is absurd" in faults_of(episode, tmp_path / "part")[0]
+    assert not list(tmp_path.glob("part*"))
+
+
+def test_absurd_windows_and_poses_are_refused(episode, tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "MAX_WINDOW_ROWS", 64)
+    edit_csv(episode / "robot_states.csv", 3, lambda line: ",".join([*line.split(",")[:-1], "1e30"]))
+    faults = faults_of(episode, tmp_path / "part")
+    assert "pose_r is 1e+30 in row 3" in faults[0]
+    assert "windows of 65 rows are absurdly long" in faults[1]
 
 
 def test_float32_windows_are_stored_as_asked(tmp_path):
