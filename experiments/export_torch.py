@@ -1,0 +1,32 @@
+"""`python -m experiments.export_torch RUN OUT.pt`: turns a checkpoint into one of the PyTorch reference's."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from experiments import cli
+from vla_jax.interop.convert import export_checkpoint
+
+DESCRIPTION = """Writes a policy as a checkpoint that the PyTorch reference loads with `strict=True`. That needs a
+network that the reference knows: one imported from it, or trained with `--recipe reference`."""
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Options of the command."""
+
+    run: tyro.conf.Positional[Path]
+    """Training output directory, or one checkpoint in it."""
+    out: tyro.conf.Positional[Path]
+    """The `.pt` file to write."""
+
+
+def main(arguments: Arguments) -> None:
+    """Exports and says how much."""
+    count = export_checkpoint(arguments.run, arguments.out)
+    print(f"{count} tensors written to {arguments.out}")
+
+
+if __name__ == "__main__":
+    cli.run(main, Arguments, name="export_torch", description=DESCRIPTION)
