@@ -16,6 +16,7 @@ from vla_jax.data import FeatureTable, PackedDataset
 from vla_jax.errors import UserError
 from vla_jax.evaluation.drift import Drift
 from vla_jax.evaluation.judgement import judge, provenance
+from vla_jax.evaluation.metrics import MOTION
 from vla_jax.evaluation.plots import Trace, drift_figure, horizon_figure, scatter_figure, trace_figure
 from vla_jax.evaluation.prediction import Predictions, predict_split
 from vla_jax.evaluation.report import ReportFigure, number, report_html
@@ -118,7 +119,7 @@ def report_figures(evaluation: Evaluation, dataset: PackedDataset) -> list[Repor
         ReportFigure(
             "Predicted and recorded actions",
             "First action of each chunk, against time; the episodes with the smallest, the median and the largest "
-            "motion error. Shades: named segments.",
+            "motion error. Shades: named segments; those that overlap others are bands at the top.",
             trace_figure(episode_traces(predictions, dataset)),
         ),
         ReportFigure(
@@ -145,7 +146,7 @@ def report_figures(evaluation: Evaluation, dataset: PackedDataset) -> list[Repor
 
 def episode_traces(predictions: Predictions, dataset: PackedDataset) -> list[Trace]:
     """Returns the traces of up to three episodes: smallest, median and largest motion error."""
-    error = np.square(predictions.predicted - predictions.target)[..., :6].mean(axis=(1, 2))
+    error = np.square(predictions.predicted - predictions.target)[..., MOTION].mean(axis=(1, 2))
     episodes = np.unique(predictions.episode)
     errors = np.array([error[predictions.episode == episode].mean() for episode in episodes])
     order = np.argsort(errors, kind="stable")

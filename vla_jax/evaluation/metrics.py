@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float
 ACTION_NAMES = ("dx", "dy", "dz", "da", "db", "dr", "gripper")
 ACTION_UNITS = ("mm", "mm", "mm", "deg", "deg", "deg", "")
 TRANSLATION, ROTATION, MOTION = slice(0, 3), slice(3, 6), slice(0, 6)
+GRIPPER = 6
 
 # Below this standard deviation a dimension counts as constant; the threshold of the reference's correlations.
 CONSTANT_STD = 1e-6

@@ -19,6 +19,8 @@ BASELINES = {"zero": "#9ca3af", "mean": "#d97706", "previous": "#059669"}
 SEGMENTS = ("#93c5fd", "#fcd34d", "#c4b5fd", "#f87171", "#86efac", "#fdba74", "#67e8f9", "#d4d4d8")
 DOTS_PER_INCH = 150
 WIDTH = 9.0  # inches, of every figure, so that their letters are of one size on the page
+SHADE = 0.4
+BAND = 0.09  # share of the height; segments that overlap others are bands at the top
 MAX_SCATTER_POINTS = 4000
 MAX_DRIFT_LINES = 60
 
@@ -51,8 +53,11 @@ def trace_figure(traces: Sequence[Trace], dims: Sequence[int] = (0, 1, 2)) -> by
         axes[0, column].set_title(trace.title, fontsize=8, loc="left")
         for row, dim in enumerate(dims):
             axis = axes[row, column]
-            for name, start, end in trace.segments:
-                axis.axvspan(start, end, color=colours[name], alpha=0.35, linewidth=0)
+            for name, start, end, is_nested in sorted(_layered(trace.segments), key=lambda entry: entry[-1]):
+                bottom = 1.0 - BAND if is_nested else 0.0
+                if is_nested:  # its colour would mix with that of the segment below
+                    axis.axvspan(start, end, bottom, color="white", linewidth=0)
+                axis.axvspan(start, end, bottom, color=colours[name], alpha=SHADE, linewidth=0)
             axis.plot(trace.time, trace.recorded[:, dim], color=RECORDED, linewidth=1.1)
             axis.plot(trace.time, trace.predicted[:, dim], color=POLICY, linewidth=1.3)
             if len(trace.time) > 1:
@@ -63,7 +68,7 @@ def trace_figure(traces: Sequence[Trace], dims: Sequence[int] = (0, 1, 2)) -> by
     handles = [
         Line2D([], [], color=RECORDED, label="recorded"),
         Line2D([], [], color=POLICY, label="predicted"),
-        *(Patch(color=colours[name], alpha=0.35, linewidth=0, label=name) for name in names),
+        *(Patch(color=colours[name], alpha=SHADE, linewidth=0, label=name) for name in names),
     ]
     figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), frameon=False, fontsize=8)
     return _png(figure)
@@ -146,6 +151,21 @@ def scatter_figure(
     figure.supxlabel("recorded", fontsize=10)
     figure.supylabel("predicted", fontsize=10)
     return _png(figure)
+
+
+def _layered(
+    segments: Sequence[tuple[str, float, float]],
+) -> list[tuple[str, float, float, bool]]:
+    """Marks the segments that overlap one before them by more than half of the shorter one."""
+    layered: list[tuple[str, float, float, bool]] = []
+    for name, start, end in segments:
+        is_nested = any(
+            min(end, other_end) - max(start, other_start) > 0.5 * min(end - start, other_end - other_start)
+            for _, other_start, other_end, other_is_nested in layered
+            if not other_is_nested
+        )
+        layered.append((name, start, end, is_nested))
+    return layered
 
 
 def _figure(width: float, height: float) -> Figure:

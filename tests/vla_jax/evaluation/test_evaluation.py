@@ -3,11 +3,11 @@ import json
 import numpy as np
 import pytest
 
-from tests.vla_jax.evaluation.workspace import policy_config, save_run
+from tests.vla_jax.evaluation.workspace import make_workspace, policy_config, save_run
 from vla_jax.errors import UserError
 from vla_jax.evaluation import evaluation as module
 from vla_jax.evaluation.baselines import baseline_predictions
-from vla_jax.evaluation.evaluation import episode_traces, evaluate, write_evaluation
+from vla_jax.evaluation.evaluation import Evaluation, episode_traces, evaluate, write_evaluation
 from vla_jax.evaluation.judgement import error_factor, judge
 from vla_jax.evaluation.metrics import action_metrics
 from vla_jax.evaluation.prediction import Predictions, predict_split
@@ -176,6 +176,20 @@ def test_files_of_a_report(judged, workspace, tmp_path):
         assert sorted(arrays) == ["episode", "predicted", "target", "tick"]
         np.testing.assert_array_equal(arrays["predicted"], judged.predictions.predicted)
         np.testing.assert_array_equal(arrays["tick"], judged.predictions.tick)
+
+
+def test_recordings_without_sensor_or_segments_have_a_report(tmp_path):
+    bare = make_workspace(tmp_path, has_sensor=False, metadata={}, views=("View1",))
+    metrics, drifts = judge(perfect_predictions(bare.dataset), bare.dataset)
+    described = {"model_type": "regression", "fusion": "none", "step": 0}
+    metrics |= {"latency": {**LATENCY, "device": "cpu"}, "policy": described, "features": {}, "versions": {}}
+    metrics["data"] = {"split": "all", "samples": metrics["samples"], "episodes": 5}
+    assert metrics["segments"] == {}
+    assert metrics["subsets"]["with_sensor"]["overall_mse"] is None
+    write_evaluation(
+        Evaluation(metrics, perfect_predictions(bare.dataset), drifts), bare.dataset, tmp_path / "out"
+    )
+    json.loads((tmp_path / "out" / "metrics.json").read_text())
 
 
 def test_a_failed_write_leaves_the_old_report(judged, workspace, tmp_path, monkeypatch):

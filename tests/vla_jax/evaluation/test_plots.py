@@ -7,7 +7,14 @@ from PIL import Image
 
 from vla_jax.evaluation.drift import Drift
 from vla_jax.evaluation.metrics import action_metrics
-from vla_jax.evaluation.plots import Trace, drift_figure, horizon_figure, scatter_figure, trace_figure
+from vla_jax.evaluation.plots import (
+    Trace,
+    _layered,
+    drift_figure,
+    horizon_figure,
+    scatter_figure,
+    trace_figure,
+)
 
 
 def picture(png):
@@ -60,3 +67,10 @@ def test_scatter_of_many_points_and_of_constant_dimensions():
 def test_drawing_leaves_no_global_state():
     trace_figure([trace()])
     assert "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()
+
+
+def test_segments_that_lie_in_others_are_bands():
+    segments = (("insert", 0.0, 4.0), ("near_target", 3.0, 5.0), ("hold", 4.0, 6.0), ("shaky", 3.9, 7.0))
+    assert [is_nested for *_, is_nested in _layered(segments)] == [False, False, False, True]
+    segments = (("insert", 0.0, 4.0), ("near_target", 2.5, 4.5), ("hold", 4.0, 6.0))
+    assert [is_nested for *_, is_nested in _layered(segments)] == [False, True, False]
