@@ -15,6 +15,7 @@ from vla_jax import config_json
 from vla_jax.data import FeatureTable, PackedDataset
 from vla_jax.errors import UserError
 from vla_jax.models.config import FusionStrategy, ModelType
+from vla_jax.training.checkpoint import checkpoint_steps, resolve_checkpoint, saved_config
 from vla_jax.training.config import TrainConfig
 from vla_jax.training.loop import train
 from vla_jax.training.recipes import RecipeName, make_config
@@ -25,25 +26,40 @@ DESCRIPTION = """Trains a policy head on the packed data set DATA with the visio
 Every option that is not given takes the recipe's value; the whole configuration is written to RUN/config.json."""
 
 
+OPTIMIZER_OPTIONS = ("lr", "sensor_lr", "min_lr", "warmup_ratio", "hold_ratio")
+TRAINING_OPTIONS = (
+    "batch_size",
+    "grad_accum_steps",
+    "sensor_loss_weight",
+    "sensor_dropout",
+    "ema_decay",
+    "seed",
+)
+# What a resumed run may change: how long it goes on and how often it reports.
+SCHEDULE_OPTIONS = ("steps", "validate_every", "checkpoint_every", "log_every")
+
+
 @dataclass(frozen=True)
 class Arguments:
     """Options of the command."""
 
-    data: tyro.conf.Positional[Path]
+    data: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
     """Packed data set, written by `python -m experiments.prepare`."""
     cache: Path
     """Feature cache, written by `python -m experiments.export`."""
     out: Path
     """Run directory to write: configuration, checkpoints and logs."""
-    recipe: RecipeName = "frozen"
-    """frozen: full-size heads on features of a frozen backbone. small: heads that train in minutes on a CPU.
-    reference: full-size, with every deviation from the PyTorch reference switched off. debug: tiny, for tests."""
+    recipe: RecipeName | None = None
+    """frozen (the default): full-size heads for features of a frozen backbone. small: heads that train in minutes on
+    a CPU.
+    reference: full-size, with every deviation from the PyTorch reference switched off. debug: tiny, for tests.
+    A resumed run keeps the configuration it started with."""
     config: Path | None = None
     """JSON configuration to start from instead of a recipe, for instance another run's config.json."""
-    model_type: ModelType = "regression"
-    """regression: one pass predicts the chunk. diffusion: the chunk is denoised in several steps."""
+    model_type: ModelType | None = None
+    """regression (the default): one pass predicts the chunk. diffusion: the chunk is denoised in several steps."""
     fusion_strategy: FusionStrategy | None = None
-    """How sensor and vision-language features become the condition; none leaves the sensor out."""
+    """How sensor and vision-language features become the condition: concat by default; none leaves the sensor out."""
     sensor_enabled: bool = True
     """Whether the policy reads the sensor; --no-sensor-enabled is the same as --fusion-strategy none."""
     steps: int | None = None
@@ -84,7 +100,7 @@ class Arguments:
     """Which features of the cache to use, when it holds several kinds; `export` prints the name."""
     devices: int | None = None
     """Number of local devices; all by default."""
-    fsdp: Annotated[int, tyro.conf.arg(name="fsdp")] = 1
+    fsdp: int = 1
     """Devices over which parameters and optimizer state are split."""
     resume: bool = False
     """Continue RUN from its newest checkpoint, or start it when there is none."""
@@ -115,10 +131,10 @@ def main(arguments: Arguments) -> None:
 
 
 def configuration(arguments: Arguments, dataset: PackedDataset, table: FeatureTable) -> TrainConfig:
-    """Returns the recipe's (or file's, or resumed run's) configuration with the given options put in.
+    """Returns the recipe's, the file's or the resumed run's configuration with the given options put in.
 
     Raises:
-        UserError: options contradict each other or the data.
+        UserError: options contradict each other, the data, or the run that is resumed.
     """
     fusion = arguments.fusion_strategy
     if not arguments.sensor_enabled:
@@ -129,44 +145,53 @@ def configuration(arguments: Arguments, dataset: PackedDataset, table: FeatureTa
         fusion = "none"
     if arguments.steps is not None and arguments.epochs is not None:
         raise UserError("give --steps or --epochs, not both")
-    if arguments.config is not None:
+    resumed = arguments.resume and bool(checkpoint_steps(arguments.out))
+    if resumed:
+        base = saved_config(resolve_checkpoint(arguments.out))
+    elif arguments.config is not None:
         if not arguments.config.is_file():
             raise UserError(f"no such configuration file: {arguments.config}")
         base = config_json.from_json(TrainConfig, arguments.config.read_text(), source=str(arguments.config))
     else:
         base = make_config(
-            arguments.recipe,
-            model_type=arguments.model_type,
+            arguments.recipe or "frozen",
+            model_type=arguments.model_type or "regression",
             fusion_strategy=fusion or "concat",
             vl_dim=table.width,
             vl_slots=table.num_slots,
+            sensor_window_size=dataset.meta.sensor_window_size,
             diffusion_timesteps=arguments.diffusion_timesteps,
         )
-    optimizer = _override(
-        base.optimizer, arguments, ("lr", "sensor_lr", "min_lr", "warmup_ratio", "hold_ratio")
-    )
-    config = _override(
-        dataclasses.replace(base, optimizer=optimizer),
-        arguments,
-        (
-            "steps",
-            "batch_size",
-            "grad_accum_steps",
-            "sensor_loss_weight",
-            "sensor_dropout",
-            "ema_decay",
-            "seed",
-            "validate_every",
-            "checkpoint_every",
-            "log_every",
-        ),
-    )
+    refuse_unless_equal("model-type", arguments.model_type, base.policy.model_type)
+    refuse_unless_equal("fusion-strategy", fusion, base.policy.fusion.strategy)
+    refuse_unless_equal("diffusion-timesteps", arguments.diffusion_timesteps, base.policy.diffusion.steps)
+    if (base.policy.vl_dim, base.policy.vl_slots) != (table.width, table.num_slots):
+        raise UserError(
+            f"the configuration is for {base.policy.vl_slots} feature slots of width {base.policy.vl_dim}; "
+            f"{arguments.cache} gives {table.num_slots} of width {table.width}"
+        )
+    optimizer = _override(base.optimizer, arguments, OPTIMIZER_OPTIONS)
+    config = _override(dataclasses.replace(base, optimizer=optimizer), arguments, TRAINING_OPTIONS)
     if arguments.epochs is not None:
         samples = len(dataset.sample_ticks("train"))
         config = dataclasses.replace(
             config, steps=max(1, round(arguments.epochs * samples / config.batch_size))
         )
+    config = _override(config, arguments, SCHEDULE_OPTIONS)
+    if resumed:
+        unchanged = dataclasses.replace(config, **{name: getattr(base, name) for name in SCHEDULE_OPTIONS})
+        if unchanged != base:
+            raise UserError(
+                f"--resume continues {arguments.out} with its own configuration; only "
+                f"{', '.join('--' + name.replace('_', '-') for name in SCHEDULE_OPTIONS)} may change"
+            )
     return config
+
+
+def refuse_unless_equal(option: str, given: Any, configured: Any) -> None:
+    """Refuses an option that contradicts a network that a file or a resumed run has already fixed."""
+    if given is not None and given != configured:
+        raise UserError(f"--{option} {given} contradicts the given configuration, which has {configured}")
 
 
 def _override(config: Any, arguments: Arguments, names: tuple[str, ...]) -> Any:

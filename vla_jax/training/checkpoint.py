@@ -240,6 +240,11 @@ def read_metadata(directory: Path) -> dict[str, Any]:
     return metadata
 
 
+def saved_config(directory: Path) -> TrainConfig:
+    """Reads the configuration that a checkpoint was trained with."""
+    return _train_config(read_metadata(directory), directory)
+
+
 def named_leaves(tree: Any) -> dict[str, Any]:
     """Returns a pytree's leaves under dotted names; names are unique and stable."""
     return {parameter_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
