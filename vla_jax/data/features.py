@@ -14,7 +14,7 @@ from vla_jax.errors import UserError
 logger = logging.getLogger(__name__)
 
 # Features up to this size are held in memory as one array; larger ones are gathered from the shards' maps.
-MAX_TABLE_BYTES = 512 << 20
+MAX_TABLE_BYTES = 256 << 20
 NUM_LISTED = 3
 
 

@@ -23,6 +23,7 @@ A tick is a sample when its features can exist, that is when a picture was taken
 """
 
 import json
+import mmap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -39,6 +40,8 @@ from vla_jax.errors import UserError
 
 FORMAT_VERSION = 1
 INDEX_FILE = "dataset.json"
+# Pages of a larger stream are given back each time as much has been read.
+MAX_MAPPED_BYTES = 448 << 20
 
 Split = Literal["train", "val", "all"]
 
@@ -129,7 +132,8 @@ class PackedDataset:
             _read_json(content / "statistics.json")
         )
         self.ticks = Ticks(**{name: self.array(name) for name in Ticks.__dataclass_fields__})
-        self.sensor = self.array("sensor")
+        self.sensor, self._sensor_map = _map_sensor(content / "sensor.npy")
+        self._bytes_since_release = 0
         num_ticks = self.episodes[-1].tick_stop if self.episodes else 0
         num_rows = self.episodes[-1].sensor_stop if self.episodes else 0
         if len(self.ticks) != num_ticks or self.sensor.shape != (num_rows, NUM_CHANNELS):
@@ -238,7 +242,15 @@ class PackedDataset:
         # mode="clip" writes straight into `out`; absent rows (−1) are overwritten below.
         np.take(self.sensor, rows, axis=0, out=windows, mode="clip")
         windows[end < 0] = 0
+        self._release_pages(windows.nbytes)
         return windows
+
+    def _release_pages(self, num_bytes: int) -> None:
+        """Gives a large stream's pages back from time to time; they stay in the page cache, but no longer count as ours."""
+        self._bytes_since_release += num_bytes
+        if self.sensor.nbytes > MAX_MAPPED_BYTES and self._bytes_since_release > MAX_MAPPED_BYTES:
+            self._bytes_since_release = 0
+            self._sensor_map.madvise(mmap.MADV_DONTNEED)
 
     def has_sensor(self, ticks: np.ndarray) -> np.ndarray:
         """Returns bool (n,): whether a tick has sensor rows."""
@@ -289,6 +301,17 @@ class PackedDataset:
     @cached_property
     def _confidence(self) -> np.ndarray:
         return np.array([entry.confidence for entry in self.episodes], np.float32)
+
+
+def _map_sensor(path: Path) -> tuple[np.ndarray, mmap.mmap]:
+    """Maps the stream (R, 1026), and returns the map beside it, so that its pages can be released."""
+    with open(path, "rb") as file:
+        if np.lib.format.read_magic(file) != (1, 0):
+            raise ValueError(f"{path.name}: unknown version")
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        count = int(np.prod(shape))
+        return np.frombuffer(mapped, dtype, count, offset=file.tell()).reshape(shape), mapped
 
 
 class _Records(Sequence[VLRecord]):

@@ -2,6 +2,7 @@ import hashlib
 import json
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -262,6 +263,26 @@ def test_index_alignment_pairs_by_position(source, tmp_path):
     stamps = [float(packed.records[i].images[0].path.stem) - START for i in packed.record_index(ticks)]
     # Pose 30 takes picture 30, or the last of the ten.
     np.testing.assert_allclose(stamps[:4], [0, 0, 0, 9 / 5], atol=1e-5)
+
+
+def resident_bytes():
+    """Anonymous and mapped pages of this process."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
+def test_reading_gives_mapped_pages_back(dataset, monkeypatch):
+    monkeypatch.setattr("vla_jax.data.packed.MAX_MAPPED_BYTES", 1 << 20)
+    assert dataset.sensor.nbytes > 4 << 20
+    expected = np.array(dataset.sensor)
+    before = resident_bytes()
+    ticks = np.arange(len(dataset.ticks))
+    for _ in range(3):
+        windows = dataset.sensor_windows(ticks)
+    del windows
+    assert resident_bytes() < before + dataset.sensor.nbytes // 2
+    np.testing.assert_array_equal(dataset.sensor, expected)
 
 
 @pytest.mark.parametrize("damage", ["truncate", "remove", "version", "json"])
