@@ -21,7 +21,7 @@ from experiments.phantom.tissue import GEL_INDEX, MEMBRANE_REFLECTION_DB, Tissue
 
 NUM_BINS = 1025
 BIN_MM = 0.005
-FLOOR_VALUE = 20.0
+FLOOR_VALUE = 14.0
 VALUE_PER_DB = 4.0
 VALUE_RANGE = (-28.0, 290.0)
 """The digitiser's limits, in recorded units."""

@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ from experiments.phantom.recording import record_expert
 from experiments.phantom.simulator import PhantomSimulator
 from vla_jax.errors import UserError
 
-GENERATOR_VERSION = 2
+GENERATOR_VERSION = 3
 """Raise it whenever equal seeds no longer give equal files."""
 
 STAGING_NAME = ".partial"
@@ -114,6 +115,11 @@ def write_data_set(
                     raise
     except OSError as error:
         raise UserError(f"cannot write episodes to {out}: {error}") from error
+    except BrokenProcessPool as error:
+        raise UserError(
+            f"a worker process was killed while writing to {out}, perhaps for want of memory; run the same command "
+            "again with fewer --workers, it goes on where it stopped"
+        ) from error
     shutil.rmtree(out / STAGING_NAME, ignore_errors=True)
 
 
@@ -135,8 +141,13 @@ def find_episodes(out: Path, settings: DataSetSettings) -> set[int]:
                 f"{out} already holds something else ({task.name}); give an empty or new directory"
             )
         for path in episodes:
-            identity = json.loads(path.read_text()).get("phantom", {})
-            index = identity.get("episode", -1)
+            try:
+                identity = json.loads(path.read_text())["phantom"]
+                index = identity["episode"]
+            except (ValueError, KeyError, TypeError) as error:
+                raise UserError(
+                    f"{path} is not of a phantom episode; give an empty or new directory"
+                ) from error
             if {key: identity.get(key) for key in _identity(index, settings)} != _identity(index, settings):
                 raise UserError(
                     f"{path.parent} was written with other settings than these; give another directory, "

@@ -114,17 +114,15 @@ class SpeedVariation:
 
 
 def _insertion_speed(view: ExpertView) -> float:
-    """Returns the speed along the needle, mm/s, positive inwards: the slowest of what the situation asks for."""
-    height = max(-view.depth_mm, 0.0)
-    speed = _INSERT_MM_S + (_APPROACH_MM_S - _INSERT_MM_S) * (1 - np.exp(-height / _SLOWING_MM))
+    """Returns the speed along the needle, mm/s, positive inwards."""
+    if view.depth_mm < 0:
+        slowing = np.exp(view.depth_mm / _SLOWING_MM)
+        return _APPROACH_MM_S + (_INSERT_MM_S - _APPROACH_MM_S) * slowing
+    speed = _INSERT_MM_S
     if not view.is_punctured:
         pressed = _smooth_step((view.depth_mm - view.membrane_mm) / 0.15)
         speed += pressed * (_PRESS_MM_S - _INSERT_MM_S)
-    return (
-        min(speed, _INSERT_MM_S * np.tanh(_STOP_RATE * view.remaining_mm / _INSERT_MM_S))
-        if height == 0
-        else speed
-    )
+    return min(speed, _INSERT_MM_S * np.tanh(_STOP_RATE * view.remaining_mm / _INSERT_MM_S))
 
 
 def _towards_zero(remaining: NDArray, rate: float, max_speed: float) -> NDArray:

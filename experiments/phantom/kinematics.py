@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _BASE_MM, _UPPER_ARM_MM, _ELBOW_MM, _FOREARM_MM, _FLANGE_MM = 135.0, 135.0, 38.0, 120.0, 70.0
-NEEDLE_REACH_MM = 110.0
+NEEDLE_REACH_MM = 90.0
 """From the robot's flange to the needle's tip."""
 
 

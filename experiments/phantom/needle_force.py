@@ -44,7 +44,7 @@ class NeedleForceState:
 
 
 def capsule_force(parameters: NeedleForceParameters, deflection_mm: NDArray) -> NDArray:
-    """Returns the membrane's force [N] for its deflection [mm]; zero without contact. Okamura et al. 2004, eq. 2."""
+    """Returns the membrane's force [N] for its deflection [mm]; zero without contact."""
     deflection = np.maximum(deflection_mm, 0.0)
     return parameters.stiffness_n_per_mm * deflection + parameters.stiffness_n_per_mm2 * deflection**2
 
@@ -62,7 +62,7 @@ def cutting_force(parameters: NeedleForceParameters, layers: TissueLayers, depth
 def friction_per_mm(parameters: NeedleForceParameters, velocity_mm_s: float, last_n_per_mm: float) -> float:
     """Returns the friction per inserted length [N/mm] at an insertion velocity (positive inwards).
 
-    Modified Karnopp model (Okamura et al. 2004, eq. 5): Coulomb plus viscous when slipping, the last value when stuck.
+    Modified Karnopp model (Okamura et al. 2004): Coulomb plus viscous when slipping, the last value when stuck.
     """
     if abs(velocity_mm_s) < parameters.stick_mm_per_s:
         return float(np.clip(last_n_per_mm, -parameters.coulomb_n_per_mm, parameters.coulomb_n_per_mm))
