@@ -191,7 +191,7 @@ def _sample(
     inputs = {
         "vl": normaliser.normalise_features(vl, vl_mask),
         "vl_mask": vl_mask,
-        "sensor": jnp.where(has_sensor[:, None, None], normaliser.normalise_sensor(sensor), 0.0),
+        "sensor": normaliser.normalise_sensor(sensor),
         "has_sensor": has_sensor,
     }
     if z_chunk is not None:
