@@ -20,7 +20,8 @@ NUM_ROWS_SHOWN = 40
 
 
 def _num_cpus() -> int:
-    return min(16, len(os.sched_getaffinity(0)))
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(16, usable)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ DATA/<content>/              complete or absent; named by a digest of what it wa
     histogram_bin histogram_count histogram_start    the sparse histograms of all episodes
 ```
 
-float16 holds A-scan values up to 290 within 0.125 (0.06 % of the value at worst); float32 keeps them exactly.
+float16 holds A-scan values up to 290 within 0.125 (at most 0.05 % of the value); float32 keeps them exactly.
 A tick is a sample when its features can exist, that is when a picture was taken at or before its refresh tick.
 """
 
@@ -126,8 +126,8 @@ class PackedDataset:
         self.content = content
         self.index = index
         self.meta = PackedMeta(**{**index["meta"], "views": tuple(index["meta"]["views"])})
-        self._raw_episodes: list[dict[str, Any]] = _read_json(content / "episodes.json")
-        self.episodes: tuple[EpisodeEntry, ...] = tuple(map(_episode_entry, self._raw_episodes))
+        self.raw_episodes: list[dict[str, Any]] = _read_json(content / "episodes.json")
+        self.episodes: tuple[EpisodeEntry, ...] = tuple(map(_episode_entry, self.raw_episodes))
         self.statistics: dict[str, FeatureStatistics] = statistics_from_json(
             _read_json(content / "statistics.json")
         )
@@ -201,7 +201,7 @@ class PackedDataset:
 
     def folder(self, episode: int) -> Path:
         """Returns where an episode's recording lies: where it was packed from, else beside the moved data set."""
-        raw = self._raw_episodes[episode]
+        raw = self.raw_episodes[episode]
         absolute = Path(raw["absolute_path"])
         return absolute if absolute.exists() else self.path / raw["relative_path"]
 
@@ -246,7 +246,7 @@ class PackedDataset:
         return windows
 
     def _release_pages(self, num_bytes: int) -> None:
-        """Gives a large stream's pages back from time to time; they stay in the page cache, but no longer count as ours."""
+        """Gives a large stream's pages back from time to time; they stay cached, but no longer count as ours."""
         self._bytes_since_release += num_bytes
         if self.sensor.nbytes > MAX_MAPPED_BYTES and self._bytes_since_release > MAX_MAPPED_BYTES:
             self._bytes_since_release = 0

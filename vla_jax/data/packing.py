@@ -21,7 +21,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -256,7 +256,7 @@ def _part(digest: str, directory: Path, known: dict[str, Part]) -> Part | None:
 
 def _part_of(dataset: PackedDataset, index: int) -> Part:
     """Cuts one episode's part back out of a data set."""
-    raw = dataset._raw_episodes[index]
+    raw = dataset.raw_episodes[index]
     entry = dataset.episodes[index]
     ticks = slice(entry.tick_start, entry.tick_stop)
     instants = slice(raw["instant_start"], raw["instant_stop"])
@@ -448,15 +448,13 @@ def _write_sensor(path: Path, parts: Iterable[Part], dtype: np.dtype) -> None:
                     _copy(source, file, part.info["sensor_rows"] * row_bytes)
 
 
-def _copy(source: Any, target: Any, num_bytes: int) -> None:
-    target.flush()
-    offset = source.tell()
+def _copy(source: BinaryIO, target: BinaryIO, num_bytes: int) -> None:
     while num_bytes:
-        copied = os.sendfile(target.fileno(), source.fileno(), offset, min(num_bytes, COPY_BYTES))
-        if not copied:
+        data = source.read(min(num_bytes, COPY_BYTES))
+        if not data:
             raise OSError(f"{source.name} ends too early")
-        offset, num_bytes = offset + copied, num_bytes - copied
-    target.seek(0, os.SEEK_END)
+        target.write(data)
+        num_bytes -= len(data)
 
 
 def _write_statistics(folder: Path, parts: Sequence[Part], splits: Sequence[str]) -> None:

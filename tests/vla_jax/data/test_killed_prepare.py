@@ -37,7 +37,7 @@ def tree(folder):
 
 
 @pytest.mark.parametrize(
-    ("workers", "kills"), [(1, 3), (2, 2), pytest.param(2, 20, marks=pytest.mark.slow)], ids=str
+    ("workers", "kills"), [(1, 2), (2, 1), pytest.param(2, 20, marks=pytest.mark.slow)], ids=str
 )
 def test_killed_at_random_moments(workers, kills, tmp_path):
     source = write_data_set(tmp_path / "source", 8, seconds=3.0)
