@@ -4,7 +4,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
@@ -30,9 +30,9 @@ METRICS = ("overall_mse", "motion_mse", "overall_mae", "first_action_mse")
 class Arguments:
     """Options of the command."""
 
-    run: tyro.conf.Positional[Path]
+    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
     """Training output directory, or one checkpoint in it."""
-    data: tyro.conf.Positional[Path]
+    data: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DATA")]
     """Packed data set, written by `python -m experiments.prepare`."""
     cache: Path
     """Feature cache, written by `python -m experiments.export`."""
@@ -94,7 +94,7 @@ def summary_table(metrics: Mapping[str, Any]) -> Table:
 
 def segment_table(metrics: Mapping[str, Any]) -> Table:
     """Returns the named segments: R² of the translation, and the error of dz, also where there is a sensor."""
-    table = Table(title="segments")
+    table = Table(title="segments", caption="over the whole horizon")
     table.add_column("")
     for name in ("samples", "motion_mse", "R² dx", "R² dy", "R² dz", "dz mse", "dz mse, with sensor"):
         table.add_column(name, justify="right")
