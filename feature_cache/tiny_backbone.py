@@ -56,11 +56,15 @@ CHAT_TEMPLATE = (
 def write_tiny_backbone(out: str | os.PathLike, *, seed: int = 0) -> Path:
     """Writes a tiny Qwen2.5-VL with its processor into `out` and returns the path.
 
-    The language model has 2 layers of width 64, the vision tower 2 layers of width 32.
+    The language model has 2 layers of width 64, the vision tower 2 layers of width 32. Weights are drawn as
+    `transformers` does, except for the vision tower's first layer, see `_make_eyes`.
 
     Raises:
         UserError: `out` holds something else, or cannot be written to.
     """
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
     out = Path(out)
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "config.json").exists())):
         raise UserError(f"{out}: exists and is no backbone; choose a new directory")
@@ -140,6 +144,7 @@ def _model(tokenizer, seed: int):
             "num_heads": 2,
             "out_hidden_size": width,
             "fullatt_block_indexes": [1],
+            "initializer_range": 0.06,
         },
         image_token_id=ids["<|image_pad|>"],
         video_token_id=ids["<|video_pad|>"],
@@ -149,4 +154,36 @@ def _model(tokenizer, seed: int):
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Qwen2_5_VLForConditionalGeneration(config).float()
+        model = Qwen2_5_VLForConditionalGeneration(config).float()
+        with torch.no_grad():
+            _make_eyes(model.model.visual)
+    return model
+
+
+def _make_eyes(visual) -> None:
+    """Gives a random vision tower the kind of first layer that trained ones have: smooth, colour-opponent filters.
+
+    White-noise filters answer mostly to brightness and pixel noise, and the norms behind them keep the direction
+    of the answer only, so that a small marker hardly shows. Read out linearly on the alignment phase of 30 phantom
+    episodes after a fit on 90 others, the marker's lateral offset has R² 0.67 and 0.72 with white filters, 0.93
+    and 0.89 with these (2×2 cells; 0.27 and 0.29 from the mean), and the needle's depth 0.99.
+    """
+    import torch
+
+    weight = visual.patch_embed.proj.weight
+    num_filters, _, frames, _, size = weight.shape
+    distance = torch.arange(size)[:, None] - torch.arange(size)[None]
+    correlation_pixels, brightness_share = 10.0, 0.05
+    covariance = torch.exp(-((distance / correlation_pixels) ** 2) / 2) + 1e-4 * torch.eye(size)
+    smooth = torch.linalg.cholesky(covariance)
+    shape = smooth @ torch.randn(num_filters, size, size) @ smooth.T
+    colour = torch.randn(num_filters, 3)
+    brightness = colour.mean(dim=1, keepdim=True)
+    colour = torch.nn.functional.normalize(colour - (1 - brightness_share) * brightness)
+    filters = colour[:, :, None, None] * shape[:, None]
+    # One picture fills all frames of a patch.
+    weight.copy_((0.02 * filters / filters.std())[:, :, None].expand(-1, -1, frames, -1, -1))
+    # A constant part of each patch keeps the norms from blowing up patches that show nothing.
+    for block in visual.blocks:
+        block.attn.proj.bias.normal_()
+        block.mlp.down_proj.bias.normal_()
