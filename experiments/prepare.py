@@ -55,7 +55,7 @@ class Arguments:
     sensor_window_size: int = 65
     """Sensor rows that a sample sees."""
     sensor_dtype: Literal["float16", "float32"] = "float16"
-    """Storage type of the sensor stream; float16 costs at most 0.05 %% of a value."""
+    """Storage type of the sensor stream; float16 costs at most 0.05 % of a value."""
     workers: int = 0
     """Processes that read episodes; 0 takes one per processor."""
 

@@ -58,6 +58,8 @@ def last_error(capsys):
 def test_user_mistakes_are_one_line_and_status_2(source, tmp_path, capsys):
     assert run(tmp_path / "absent", "--out", tmp_path / "d") == 2
     assert last_error(capsys).endswith("no such folder; give a folder that holds recorded episodes")
+    assert run("--out", tmp_path / "d") == 2
+    assert "no source given" in last_error(capsys)
     (tmp_path / "empty").mkdir()
     assert run(tmp_path / "empty", "--out", tmp_path / "d") == 2
     assert "holds no episodes" in last_error(capsys)

@@ -46,6 +46,8 @@ def find_episodes(sources: Sequence[str]) -> list[EpisodeFolder]:
     Raises:
         UserError: a source does not exist, or holds no episode.
     """
+    if not sources:
+        raise UserError("no source given; name at least one folder that holds recorded episodes")
     found: dict[Path, EpisodeFolder] = {}
     for source in sources:
         roots = _expand(source)
