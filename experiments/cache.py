@@ -1,0 +1,151 @@
+"""Looks after a feature cache: `python -m experiments.cache stats|verify|gc|merge CACHE …`."""
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Annotated
+
+from rich.console import Console
+from rich.table import Table
+from tyro.conf import Positional, subcommand
+
+from experiments import cli
+from feature_cache.maintenance import ProvenanceStatistics, collect_garbage, damaged_shards, merge, statistics
+from vla_jax.data import PackedDataset
+
+_NUM_PROMPTS_SHOWN = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Stats:
+    """Says what a cache holds: backbones, poolings, resolutions, prompts, sizes."""
+
+    cache: Positional[Path]
+    """Feature cache."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Verify:
+    """Compares every byte with its checksum; names damaged shards and ends with status 1 if there are any."""
+
+    cache: Positional[Path]
+    """Feature cache."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Gc:
+    """Removes the least recently used shards until the cache is small enough, and what killed writers left."""
+
+    cache: Positional[Path]
+    """Feature cache."""
+    limit_gb: float
+    """Size to come down to, in GB (10⁹ bytes)."""
+    keep: tuple[Path, ...] = ()
+    """Prepared data sets whose features must stay."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Merge:
+    """Copies the features of other caches, made on other machines, into this one."""
+
+    cache: Positional[Path]
+    """Feature cache that grows; made if it does not exist."""
+    sources: Positional[tuple[Path, ...]]
+    """Caches to copy from."""
+
+
+Arguments = (
+    Annotated[Stats, subcommand("stats")]
+    | Annotated[Verify, subcommand("verify")]
+    | Annotated[Gc, subcommand("gc")]
+    | Annotated[Merge, subcommand("merge")]
+)
+
+
+def main(arguments: Stats | Verify | Gc | Merge) -> int | None:
+    match arguments:
+        case Stats():
+            return _stats(arguments)
+        case Verify():
+            return _verify(arguments)
+        case Gc():
+            return _gc(arguments)
+        case Merge():
+            return _merge(arguments)
+
+
+def _stats(arguments: Stats) -> None:
+    table = Table(
+        "features", "backbone", "pooling", "pixels", "records", "shards", "GB", "last used", "prompts"
+    )
+    found = statistics(arguments.cache)
+    for entry in found:
+        table.add_row(*_row(entry))
+    Console(width=None if Console().is_terminal else 200).print(table)
+    for entry in found:
+        for error in entry.damaged:
+            print(error)
+
+
+def _row(entry: ProvenanceStatistics) -> list[str]:
+    made_by = entry.provenance
+    pooling = f"grid {made_by.grid}x{made_by.grid}" if made_by.pooling == "grid" else made_by.pooling
+    layer = "" if made_by.layer == -1 else f", layer {made_by.layer}"
+    adapter = "" if made_by.adapter is None else f" + adapter {made_by.adapter[:8]}"
+    prompts = [f"{prompt} ({count})" for prompt, count in list(entry.prompts.items())[:_NUM_PROMPTS_SHOWN]]
+    if len(entry.prompts) > _NUM_PROMPTS_SHOWN:
+        prompts.append(f"and {len(entry.prompts) - _NUM_PROMPTS_SHOWN} more")
+    used = "" if entry.last_used is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.last_used))
+    return [
+        entry.name,
+        made_by.backbone_name + adapter,
+        f"{pooling}{layer}, {made_by.dtype}",
+        str(made_by.processor.get("size", {}).get("longest_edge", "")),
+        str(entry.num_records),
+        str(entry.num_shards),
+        f"{entry.num_bytes / 1e9:.3f}",
+        used,
+        "\n".join(prompts),
+    ]
+
+
+def _verify(arguments: Verify) -> int | None:
+    errors = damaged_shards(arguments.cache)
+    for error in errors:
+        print(error)
+    if errors:
+        return 1
+    num_shards = sum(entry.num_shards for entry in statistics(arguments.cache))
+    print(f"{arguments.cache}: {num_shards} shards, all sound")
+    return None
+
+
+def _gc(arguments: Gc) -> None:
+    needed = []
+    for path in arguments.keep:
+        dataset = PackedDataset.open(path)
+        chosen = (dataset.records[i] for i in dataset.required_records())
+        needed += [(record.prompt, [image.digest for image in record.images]) for record in chosen]
+    limit = int(arguments.limit_gb * 1e9)
+    summary = collect_garbage(arguments.cache, limit, needed)
+    print(
+        f"{arguments.cache}: {len(summary.removed)} files removed, "
+        f"{summary.num_bytes_before / 1e9:.3f} GB before, {summary.num_bytes_after / 1e9:.3f} GB now"
+    )
+    if summary.num_bytes_after > limit:
+        print("the data sets to keep need more than the limit")
+
+
+def _merge(arguments: Merge) -> int | None:
+    num_damaged = 0
+    for source in arguments.sources:
+        summary = merge(arguments.cache, source)
+        print(f"{source}: {summary.num_copied} shards copied, {summary.num_present} were there already")
+        for error in summary.damaged:
+            print(f"left out: {error}")
+        num_damaged += len(summary.damaged)
+    return 1 if num_damaged else None
+
+
+if __name__ == "__main__":
+    cli.run(main, Arguments, name="cache", description="Looks after a cache of vision-language features.")
