@@ -32,6 +32,8 @@ TRAINING_OPTIONS = (
     "grad_accum_steps",
     "sensor_loss_weight",
     "sensor_dropout",
+    "sensor_noise",
+    "feature_noise",
     "ema_decay",
     "seed",
 )
@@ -84,6 +86,10 @@ class Arguments:
     """Weight in the loss of samples with sensor, relative to those without."""
     sensor_dropout: float | None = None
     """Share of samples whose sensor is hidden while training."""
+    sensor_noise: float | None = None
+    """Standard deviation of the noise added to normalised sensor windows in training."""
+    feature_noise: float | None = None
+    """Standard deviation of the noise added to normalised features in training."""
     ema_decay: float | None = None
     """Decay of the averaged weights that evaluation uses; 0 turns averaging off."""
     diffusion_timesteps: int | None = None

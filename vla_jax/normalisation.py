@@ -18,7 +18,8 @@ ActionScaling = Literal["mean_std", "min_max", "none"]
 SensorScaling = Literal["centred", "none"]
 FeatureScaling = Literal["mean_std", "none"]
 
-# A dimension whose spread is below this is constant (the gripper): it is shifted to zero and not scaled.
+# An action dimension whose spread is below this is constant (the gripper): it is normalised to its distance from
+# the constant, and whatever a network says of it comes back as the constant.
 CONSTANT_SPREAD = 1e-6
 # Feature dimensions that hardly vary carry rounding noise; their scale is kept above this share of the median scale.
 FEATURE_SCALE_FLOOR = 0.1
@@ -47,7 +48,7 @@ class NormalisationConfig:
 class Normaliser:
     """Offsets and scales, all float32: normalised = (physical − offset) / scale.
 
-    action_offset, action_scale: [a], mm and degrees per control tick.
+    action_offset, action_scale: [a], mm and degrees per control tick; scale 0 marks a constant dimension.
     force_offset, force_scale, ascan_scale: scalars in the recorded units.
     feature_offset, feature_scale: [s, v], or [1, v] where slots have no fixed meaning.
     centre_ascan: whether the window's mean A-scan value is taken out.
@@ -64,10 +65,12 @@ class Normaliser:
 
     def normalise_actions(self, actions: Float[Array, "*b h a"]) -> Float[Array, "*b h a"]:
         """Maps action deltas in mm and degrees to network units."""
-        return _standardise(actions, self.action_offset, self.action_scale)
+        return _standardise(
+            actions, self.action_offset, jnp.where(self.action_scale > 0, self.action_scale, 1.0)
+        )
 
     def denormalise_actions(self, actions: Float[Array, "*b h a"]) -> Float[Array, "*b h a"]:
-        """Maps network outputs to action deltas in mm and degrees; inverse of `normalise_actions`."""
+        """Maps network outputs to action deltas in mm and degrees; inverse of `normalise_actions` on the data."""
         return actions * _align(self.action_scale, actions) + _align(self.action_offset, actions)
 
     def normalise_sensor(self, window: Float[Array, "*b t c"]) -> Float[Array, "*b t c"]:
@@ -106,15 +109,15 @@ def make_normaliser(
     action_offset, action_scale = np.zeros(num_actions), np.ones(num_actions)
     actions = statistics["actions"]
     if config.actions == "mean_std":
-        action_offset, action_scale = actions.mean, _scale_or_one(actions.std)
+        action_offset, action_scale = actions.mean, _scale_or(0.0, actions.std)
     elif config.actions == "min_max":
         action_offset = (actions.max + actions.min) / 2
-        action_scale = _scale_or_one((actions.max - actions.min) / 2)
+        action_scale = _scale_or(0.0, (actions.max - actions.min) / 2)
     force_offset, force_scale, ascan_scale = 0.0, 1.0, 1.0
     if config.sensor == "centred" and "force" in statistics:
         force_offset = np.reshape(statistics["force"].mean, ())
-        force_scale = np.reshape(_scale_or_one(statistics["force"].std), ())
-        ascan_scale = _scale_or_one(statistics["sensor_centred"].std)[1]
+        force_scale = np.reshape(_scale_or(1.0, statistics["force"].std), ())
+        ascan_scale = _scale_or(1.0, statistics["sensor_centred"].std)[1]
     if config.features == "none":
         feature_mean, feature_std = np.zeros_like(feature_mean), np.ones_like(feature_std)
     return Normaliser(
@@ -144,7 +147,7 @@ def feature_moments(
     variance = (np.square(features - mean) * weights).sum(axis=axes, keepdims=True) / count
     mean, std = mean.reshape(-1, features.shape[-1]), np.sqrt(variance).reshape(-1, features.shape[-1])
     floor = FEATURE_SCALE_FLOOR * np.median(std, axis=-1, keepdims=True)
-    return mean, _scale_or_one(np.maximum(std, floor))
+    return mean, _scale_or(1.0, np.maximum(std, floor))
 
 
 def _standardise(values: Array, offset: Array, scale: Array) -> Array:
@@ -156,5 +159,5 @@ def _align(parameter: Array, values: Array) -> Array:
     return jnp.expand_dims(parameter, tuple(range(values.ndim - parameter.ndim)))
 
 
-def _scale_or_one(spread: np.ndarray) -> np.ndarray:
-    return np.where(np.asarray(spread) > CONSTANT_SPREAD, spread, 1.0)
+def _scale_or(constant_scale: float, spread: np.ndarray) -> np.ndarray:
+    return np.where(np.asarray(spread) > CONSTANT_SPREAD, spread, constant_scale)

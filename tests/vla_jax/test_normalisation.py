@@ -54,6 +54,12 @@ def test_min_max_fills_the_range_the_sampler_clips_to_and_leaves_a_constant_at_z
     np.testing.assert_array_equal(there[..., 6], 0.0)
 
 
+@pytest.mark.parametrize("scaling", ["mean_std", "min_max"])
+def test_a_constant_dimension_comes_back_as_the_constant_whatever_the_network_says(data, scaling):
+    said = jnp.asarray(np.random.default_rng(0).normal(size=(3, 8, 7)).astype(np.float32))
+    np.testing.assert_array_equal(make(data, actions=scaling).denormalise_actions(said)[..., 6], 1.0)
+
+
 def test_sensor_windows_have_unit_scale(data):
     there = np.asarray(make(data).normalise_sensor(jnp.asarray(data[1], jnp.float16)))
     assert abs(there[..., 0].mean()) < 0.02

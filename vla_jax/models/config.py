@@ -152,6 +152,9 @@ class DiffusionConfig:
     steps: int = 100
     prediction: Prediction = "epsilon"
     """What the network predicts: the noise, the clean actions, or v (Salimans & Ho 2022)."""
+    noise_draws: int = 1
+    """Steps and noises drawn for each training sample. More of them use one pass of the sensor encoder, most of the
+    cost, for more denoising examples (reference: 1)."""
     sampler: Sampler = "ddim"
     ddim_steps: int = 10
     ddim_spacing: Spacing = "trailing"
@@ -166,7 +169,7 @@ class DiffusionConfig:
 
     def __post_init__(self) -> None:
         check_choices(self)
-        _check_positive(self, "steps", "ddim_steps")
+        _check_positive(self, "steps", "ddim_steps", "noise_draws")
         if self.ddim_steps > self.steps:
             raise UserError(f"DiffusionConfig: ddim_steps {self.ddim_steps} exceeds steps {self.steps}")
         if not 0.0 <= self.ddim_eta <= 1.0:

@@ -144,14 +144,8 @@ class PolicyNetwork(nnx.Module):
         if self.config.model_type == "regression":
             z_chunk = self._training_anchor(actions, z_chunk)
             prediction, _ = self.decode(vl, z_chunk, features, vl_mask, key=expert_key)
-            target = actions
-        else:
-            t = jax.random.randint(time_key, (actions.shape[0],), 0, self.schedule.steps)
-            noise = jax.random.normal(noise_key, actions.shape, actions.dtype)
-            x_t = diffusion.add_noise(self.schedule, actions, t, noise)
-            prediction = self.predict_noise(x_t, t, vl, features, vl_mask, key=expert_key)
-            target = diffusion.target(self.schedule, self.config.diffusion.prediction, actions, t, noise)
-        return jnp.square(prediction - target).mean(axis=(1, 2))
+            return jnp.square(prediction - actions).mean(axis=(1, 2))
+        return self._denoising_loss(vl, vl_mask, features, actions, time_key, noise_key, expert_key)
 
     def sample(
         self,
@@ -243,6 +237,28 @@ class PolicyNetwork(nnx.Module):
             prediction=config.prediction,
             clip=config.clip_range if config.ddpm_clip else None,
         )
+
+    def _denoising_loss(
+        self,
+        vl: Array,
+        vl_mask: Array | None,
+        features: Array | None,
+        actions: Array,
+        time_key: Key[Array, ""],
+        noise_key: Key[Array, ""],
+        dropout_key: DropoutKey,
+    ) -> Float[Array, " b"]:
+        """The error of what the expert predicts, mean over `noise_draws` steps and noises for each sample."""
+        b, draws = actions.shape[0], self.config.diffusion.noise_draws
+        condition_key, expert_key = split_key(dropout_key, 2)
+        condition = self.condition(vl, features, vl_mask, key=condition_key)
+        actions, condition = (jnp.repeat(x, draws, axis=0) for x in (actions, condition))
+        t = jax.random.randint(time_key, (b * draws,), 0, self.schedule.steps)
+        noise = jax.random.normal(noise_key, actions.shape, actions.dtype)
+        x_t = diffusion.add_noise(self.schedule, actions, t, noise)
+        prediction = self.expert(x_t, self.expert.embed_time(t), condition, key=expert_key)
+        target = diffusion.target(self.schedule, self.config.diffusion.prediction, actions, t, noise)
+        return jnp.square(prediction - target).reshape(b, -1).mean(axis=1)
 
     def _training_anchor(self, actions: Array, z_chunk: Array | None) -> Array:
         if z_chunk is not None:

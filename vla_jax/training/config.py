@@ -48,7 +48,8 @@ class TrainConfig:
 
     steps: optimizer updates. batch_size: samples per update over all devices; grad_accum_steps: parts it is
     computed in. sensor_loss_weight: weight of samples with sensor relative to those without.
-    sensor_dropout: share of samples whose sensor is hidden in training. ema_decay: of the averaged weights that
+    sensor_dropout: share of samples whose sensor is hidden in training. sensor_noise, feature_noise: standard deviation
+    of the Gaussian noise added to normalised windows and features in training. ema_decay: of the averaged weights that
     evaluation uses; 0 turns averaging off. validate_every, checkpoint_every, log_every: in updates.
     """
 
@@ -59,6 +60,8 @@ class TrainConfig:
     seed: int = 0
     sensor_loss_weight: float = 2.0
     sensor_dropout: float = 0.1
+    sensor_noise: float = 0.0
+    feature_noise: float = 0.0
     ema_decay: float = 0.999
     validate_every: int = 1_000
     checkpoint_every: int = 1_000
@@ -80,6 +83,10 @@ class TrainConfig:
         if self.batch_size % self.grad_accum_steps:
             raise UserError(
                 f"grad-accum-steps {self.grad_accum_steps} does not divide batch-size {self.batch_size}"
+            )
+        if self.sensor_noise < 0 or self.feature_noise < 0:
+            raise UserError(
+                f"sensor-noise {self.sensor_noise} and feature-noise {self.feature_noise} must not be negative"
             )
         if not 0 <= self.sensor_dropout < 1 or not 0 <= self.ema_decay < 1:
             raise UserError(

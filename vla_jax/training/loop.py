@@ -110,7 +110,7 @@ def _train(
         donate_argnums=1,
         out_shardings=(shardings, everywhere),
     )
-    validate = jax.jit(functools.partial(validation_step, structure), out_shardings=everywhere)
+    validate = jax.jit(functools.partial(validation_step, config, structure), out_shardings=everywhere)
     root_key = jax.device_put(jax.random.key(config.seed), everywhere)
     identity = RunIdentity(features=features.provenance, data=dataset.describe())
 

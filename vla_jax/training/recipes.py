@@ -6,6 +6,7 @@ from typing import Literal
 import jax
 
 from vla_jax.models.config import (
+    DiffusionConfig,
     ExpertConfig,
     FusionConfig,
     FusionStrategy,
@@ -71,9 +72,18 @@ def _small(
 ) -> TrainConfig:
     """Heads that learn the phantom in about a minute on two CPU cores (`make demo`)."""
     return TrainConfig(
-        policy=PolicyConfig.small(model_type, vl_dim=vl_dim, vl_slots=vl_slots, fusion=fusion),
+        policy=PolicyConfig.small(
+            model_type,
+            vl_dim=vl_dim,
+            vl_slots=vl_slots,
+            fusion=fusion,
+            diffusion=DiffusionConfig(noise_draws=8),
+        ),
         steps=1000,
         batch_size=64,
+        sensor_dropout=0.25,
+        sensor_noise=0.3,
+        feature_noise=0.1,
         ema_decay=0.99,
         validate_every=500,
         checkpoint_every=500,

@@ -32,7 +32,7 @@ def train_step(
     `batch` is a batch of the data set in physical units (`vla_jax.data`). The step's randomness is derived from
     `root_key` and the state's step alone, so a resumed run draws what an undisturbed one would.
     """
-    dropout_key, sensor_key = jax.random.split(jax.random.fold_in(root_key, state.step))
+    dropout_key, sensor_key, noise_key = jax.random.split(jax.random.fold_in(root_key, state.step), 3)
     seen = batch["has_sensor"] & ~jax.random.bernoulli(
         sensor_key, config.sensor_dropout, batch["has_sensor"].shape
     )
@@ -42,7 +42,10 @@ def train_step(
         sensor_loss_weight=config.sensor_loss_weight,
         normalise=config.policy.model_type == "regression",
     )
-    inputs = {**normalise_inputs(normaliser, batch), "has_sensor": seen}
+    inputs = (
+        normalise_inputs(normaliser, batch) | past_chunk(config, normaliser, batch) | {"has_sensor": seen}
+    )
+    inputs = add_noise(config, inputs, noise_key)
     inputs["actions"] = normaliser.normalise_actions(batch["actions"])
 
     def loss_of(params: Any, statistics: Any, part: Batch, part_weights: jax.Array, key: jax.Array):
@@ -87,6 +90,7 @@ def train_step(
 
 
 def validation_step(
+    config: TrainConfig,
     structure: nnx.GraphDef,
     normaliser: Normaliser,
     params: Any,
@@ -101,7 +105,7 @@ def validation_step(
     """
     loss_key, sample_key = jax.random.split(key)
     network = nnx.merge(structure, params, statistics)
-    inputs = normalise_inputs(normaliser, batch)
+    inputs = normalise_inputs(normaliser, batch) | past_chunk(config, normaliser, batch)
     sampled = normaliser.denormalise_actions(network.sample(**inputs, key=sample_key))
     actions = normaliser.normalise_actions(batch["actions"])
     loss = network.loss(**inputs, actions=actions, key=loss_key, train=False)
@@ -115,6 +119,22 @@ def validation_step(
     }
 
 
+def add_noise(config: TrainConfig, inputs: Batch, key: jax.Array) -> Batch:
+    """Adds the configured Gaussian noise to normalised windows and features.
+
+    A network trained on few episodes could otherwise tell them apart by their speckle. A window's noise is drawn
+    once per channel, as speckle stays while the needle stands: noise drawn per row would average out.
+    """
+    sensor_key, feature_key = jax.random.split(key)
+    sensor, features = inputs["sensor"], inputs["vl"]
+    if config.sensor_noise:
+        per_channel = (sensor.shape[0], 1, sensor.shape[2])
+        sensor = sensor + config.sensor_noise * jax.random.normal(sensor_key, per_channel)
+    if config.feature_noise:
+        features = features + config.feature_noise * jax.random.normal(feature_key, features.shape)
+    return {**inputs, "sensor": sensor, "vl": features}
+
+
 def normalise_inputs(normaliser: Normaliser, batch: Batch) -> Batch:
     """Returns what the policy may see of a batch, in network units."""
     return {
@@ -123,3 +143,11 @@ def normalise_inputs(normaliser: Normaliser, batch: Batch) -> Batch:
         "sensor": normaliser.normalise_sensor(batch["sensor"]),
         "has_sensor": batch["has_sensor"],
     }
+
+
+def past_chunk(config: TrainConfig, normaliser: Normaliser, batch: Batch) -> Batch:
+    """Returns the chunk that a policy anchored on the past starts from: the last action, repeated; else nothing."""
+    if config.policy.z_chunk != "previous":
+        return {}
+    previous = normaliser.normalise_actions(batch["previous_action"])
+    return {"z_chunk": jnp.repeat(previous[:, None], config.policy.horizon, axis=1)}
