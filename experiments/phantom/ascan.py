@@ -132,7 +132,7 @@ class AscanModel:
         )
         peak = 10 ** (MEMBRANE_REFLECTION_DB / 10) * np.exp(-2 * np.maximum(loss, 0.0))
         shape = np.exp(-(((columns - position[:, None]) * BIN_MM / AXIAL_SIGMA_MM) ** 2))
-        visible = (columns >= 0) & (columns < NUM_BINS) & (position[:, None] > -1e-9)
+        visible = (columns >= 0) & (columns < NUM_BINS)
         row_index, offset_index = np.nonzero(visible)
         rows[row_index, columns[visible]] += (peak[:, None] * shape)[row_index, offset_index]
 

@@ -64,6 +64,16 @@ def test_the_tool_camera_shows_the_lateral_offset():
     assert abs(along_x @ along_y) < 0.1 * np.linalg.norm(along_x) * np.linalg.norm(along_y)
 
 
+def test_the_tool_camera_rides_on_the_tool():
+    """Turning the tool about the needle turns the scene and leaves the needle where it is in the picture."""
+    straight = pictures(SCENARIO, upright(2, 0, 6))["View1"]
+    turned = pictures(SCENARIO, [*upright(2, 0, 6)[:3], 0.0, 0.0, 20.0])["View1"]
+    moved = centre(marker_pixels(turned)) - centre(marker_pixels(straight))
+    assert np.linalg.norm(moved) > 3
+    middle = (slice(10, 40), slice(52, 60))
+    assert np.abs(straight[middle].astype(int) - turned[middle]).max() < 20
+
+
 @pytest.mark.parametrize("view", VIEWS)
 def test_every_view_shows_the_inserted_length_and_the_tilt(view):
     def differing(pose):

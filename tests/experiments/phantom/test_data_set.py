@@ -66,6 +66,13 @@ def test_folders_follow_the_task(three):
     assert find_episodes(three, SETTINGS) == {0, 1, 2}
 
 
+def test_every_episode_is_another_one(three):
+    scenarios = [
+        json.loads(path.read_text())["phantom"]["scenario"] for path in three.glob("*/*/metadata.json")
+    ]
+    assert len({scenario["target_mm"] for scenario in scenarios}) == 3
+
+
 def test_episodes_of_other_settings_are_not_mixed_in(three):
     for settings in (
         DataSetSettings(seed=4, image_size=28, sensorless_fraction=0.5),

@@ -52,6 +52,15 @@ def test_joint_angles_bring_the_tip_to_the_pose(position, angles):
     np.testing.assert_allclose(tool, rotation_matrix(pose[3:]), atol=1e-9)
 
 
+def test_joint_angles_are_the_robots_own():
+    """Of the arm's several solutions the one with the elbow up, within the limits of the Meca500's joints."""
+    for x in (170.0, 200.0):
+        joints = joint_angles(np.array([x, 5.0, 60.0, 4.0, -4.0, 8.0]))
+        assert (joints > [-175, -70, -135, -170, -115, -180]).all()
+        assert (joints < [175, 90, 70, 170, 115, 180]).all()
+        assert joints[1] < 45  # with the elbow down the upper arm would point below the wrist
+
+
 def test_many_poses_at_once_equal_one_at_a_time_and_out_of_reach_is_nan():
     poses = np.array([[190.0, 1.0, 60.0, 1.0, 2.0, 3.0], [180.0, -5.0, 70.0, 0.0, 0.0, 0.0]])
     np.testing.assert_array_equal(joint_angles(poses), [joint_angles(pose) for pose in poses])
