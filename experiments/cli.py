@@ -41,13 +41,13 @@ def run(
     )
     for noisy in ("absl", "jax", "orbax", "asyncio", "matplotlib", "PIL", "httpx", "urllib3"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    arguments = tyro.cli(
-        arguments_type,
-        args=argv,
-        prog=f"python -m experiments.{name}",
-        description=description + "\n\n--debug (any command) shows the traceback of an error.",
-    )
     try:
+        arguments = tyro.cli(
+            arguments_type,
+            args=argv,
+            prog=f"python -m experiments.{name}",
+            description=description + "\n\n--debug (any command) shows the traceback of an error.",
+        )
         status = command(arguments)
     except UserError as error:
         if debug:

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from experiments import cli
+from experiments.console import make_console
 from vla_jax.errors import UserError
 
 DESCRIPTION = """Simulates episodes, packs them, exports features with a tiny random Qwen2.5-VL, trains a
@@ -61,7 +61,7 @@ def main(arguments: Arguments) -> int:
         )
         run_command("evaluate", run, data, "--cache", cache, "--out", report)
     metrics = {name: read_metrics(out / "reports" / name) for name in POLICIES}
-    console = Console(highlight=False)
+    console = make_console()
     console.print(summary_table(metrics))
     for line in findings(metrics):
         console.print(line)

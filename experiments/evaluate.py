@@ -1,17 +1,16 @@
 """`python -m experiments.evaluate RUN DATA --cache CACHE --out REPORT`: judges a policy on recorded episodes."""
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
-from rich.console import Console
 from rich.table import Table
 
 from experiments import cli
-from vla_jax.data import PackedDataset
+from experiments.console import make_console
+from experiments.data import open_dataset
 from vla_jax.errors import UserError
 from vla_jax.evaluation.compatibility import check_compatible, open_matching_features
 from vla_jax.evaluation.evaluation import evaluate, make_report_directory, write_evaluation
@@ -56,7 +55,7 @@ def main(arguments: Arguments) -> None:
     """Judges one policy, prints a summary and says where the report is."""
     if arguments.batch_size < 1:
         raise UserError(f"--batch-size must be at least 1, not {arguments.batch_size}")
-    dataset = PackedDataset.open(arguments.data)
+    dataset = open_dataset(arguments.data)
     policy = InsertionPolicy.from_checkpoint(
         arguments.run, checkpoint=arguments.checkpoint, sampler=arguments.sampler, steps=arguments.steps
     )
@@ -67,8 +66,7 @@ def main(arguments: Arguments) -> None:
         policy, dataset, features, arguments.split, batch_size=arguments.batch_size, seed=arguments.seed
     )
     report = write_evaluation(evaluation, dataset, arguments.out)
-    # Without a terminal rich would fold the tables into 80 columns.
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    console = make_console()
     console.print(summary_table(evaluation.metrics))
     if evaluation.metrics["segments"]:
         console.print(segment_table(evaluation.metrics))

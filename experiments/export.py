@@ -2,21 +2,21 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
 from experiments import cli
+from experiments.data import open_dataset
 from feature_cache.backbone import find_backbone
 from feature_cache.exporter import export
 from feature_cache.processor import parse_image_size
 from feature_cache.work import ImageSource, make_work
-from vla_jax.data import PackedDataset
 
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    data: tyro.conf.Positional[Path]
+    data: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DATA")]
     """Prepared data set (see `prepare`)."""
     backbone: str
     """Qwen2.5-VL: a local directory, or a model hub's name such as Qwen/Qwen2.5-VL-3B-Instruct."""
@@ -47,7 +47,7 @@ class Arguments:
 
 
 def main(arguments: Arguments) -> int | None:
-    dataset = PackedDataset.open(arguments.data)
+    dataset = open_dataset(arguments.data)
     required = [dataset.records[i] for i in dataset.required_records()]
     if not required:
         print("nothing to export: no episode has images")

@@ -1,7 +1,6 @@
 """`python -m experiments.prepare`: checks recorded episodes and packs them into a data set."""
 
 import os
-import sys
 from collections import Counter
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -11,6 +10,7 @@ from rich.table import Table
 from tyro.conf import Positional, arg
 
 from experiments import cli
+from experiments.console import make_console
 from vla_jax.data.packed import PackedDataset
 from vla_jax.data.packing import FaultyEpisodesError, PrepareOptions, PrepareResult, prepare
 from vla_jax.data.part import PartOptions
@@ -28,7 +28,7 @@ def _num_cpus() -> int:
 class Arguments:
     """Options of `prepare`."""
 
-    sources: Positional[tuple[str, ...]]
+    sources: Annotated[Positional[tuple[str, ...]], arg(metavar="SOURCE [SOURCE …]")]
     """Folders or glob patterns; episodes of any format are found in them and below."""
     out: str
     """Folder of the packed data set; an existing data set there is replaced."""
@@ -79,8 +79,7 @@ def main(arguments: Arguments) -> None:
         sensor_window_size=arguments.sensor_window_size,
         num_workers=arguments.workers or _num_cpus(),
     )
-    # Without a terminal rich would fold everything into 80 columns.
-    console = Console() if sys.stdout.isatty() else Console(width=150)
+    console = make_console()
     try:
         result = prepare(arguments.sources, arguments.out, options)
     except FaultyEpisodesError as error:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
@@ -11,7 +12,7 @@ from feature_cache.tiny_backbone import write_tiny_backbone
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    out: tyro.conf.Positional[Path]
+    out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")]
     """Directory to write; an older backbone in it is replaced."""
     seed: int = 0
     """Seed of the random weights; the same seed gives the same files."""

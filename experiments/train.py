@@ -8,9 +8,10 @@ from typing import Annotated, Any
 
 import jax
 import tyro
-from rich.console import Console
 
 from experiments import cli
+from experiments.console import make_console
+from experiments.data import open_dataset
 from vla_jax import config_json
 from vla_jax.data import FeatureTable, PackedDataset
 from vla_jax.errors import UserError
@@ -45,7 +46,7 @@ SCHEDULE_OPTIONS = ("steps", "validate_every", "checkpoint_every", "log_every")
 class Arguments:
     """Options of the command."""
 
-    data: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
+    data: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DATA")]
     """Packed data set, written by `python -m experiments.prepare`."""
     cache: Path
     """Feature cache, written by `python -m experiments.export`."""
@@ -114,11 +115,11 @@ class Arguments:
 
 def main(arguments: Arguments) -> None:
     """Trains one policy and says where it is."""
-    dataset = PackedDataset.open(arguments.data)
+    dataset = open_dataset(arguments.data)
     table = FeatureTable.open(dataset, arguments.cache, features=arguments.features)
     config = configuration(arguments, dataset, table)
     mesh = make_mesh(arguments.devices, arguments.fsdp)
-    console = Console(stderr=True, highlight=False)
+    console = make_console(stderr=True)
     console.print(
         f"{config.policy.model_type} policy, fusion {config.policy.fusion.strategy}, {config.steps} updates of "
         f"{config.batch_size} samples on {mesh.size} {jax.devices()[0].platform} device(s); "

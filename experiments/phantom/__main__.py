@@ -1,16 +1,16 @@
 """`python -m experiments.phantom OUT`: writes simulated needle insertions as `windows` episodes."""
 
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
-from tqdm import tqdm
 
 from experiments import cli
 from experiments.phantom.data_set import DataSetSettings, find_episodes, write_data_set
 from vla_jax.errors import UserError
+from vla_jax.progress import progress_bar
 
 _MOST_WORKERS = 16
 
@@ -19,7 +19,7 @@ _MOST_WORKERS = 16
 class Arguments:
     """What to simulate, and where to."""
 
-    out: tyro.conf.Positional[Path]
+    out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")]
     """Directory for the episodes. If it already holds episodes of the same seed and options, only the missing ones are
     written."""
     episodes: int = 40
@@ -50,12 +50,8 @@ def main(arguments: Arguments) -> None:
         overlapping_windows=arguments.overlapping_windows,
     )
     workers = arguments.workers or min(os.cpu_count() or 1, _MOST_WORKERS)
-    # Without a terminal a line now and then instead of a moving bar.
-    interval = 0.1 if sys.stderr.isatty() else 10.0
     num_present = sum(index < arguments.episodes for index in find_episodes(arguments.out, settings))
-    with tqdm(
-        total=arguments.episodes, initial=num_present, unit="episode", desc="phantom", mininterval=interval
-    ) as bar:
+    with progress_bar(total=arguments.episodes, initial=num_present, unit="episode", desc="phantom") as bar:
         write_data_set(
             arguments.out,
             arguments.episodes,

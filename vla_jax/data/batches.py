@@ -142,7 +142,7 @@ class BatchLoader:
         shuffle: bool = True,
         process_index: int = 0,
         process_count: int = 1,
-        num_threads: int = 2,
+        num_threads: int = 1,
         prefetch: int = 4,
         source_weights: Mapping[str, float] | None = None,
     ) -> None:

@@ -87,11 +87,12 @@ def test_validation_counts_valid_rows_only_and_never_reads_the_answer():
     def validate(batch):
         return jax.device_get(
             validation_step(
+                trainer.config,
                 trainer.structure,
                 trainer.normaliser,
                 trainer.state.params,
                 trainer.state.statistics,
-                batch,
+                jax.device_put(batch),
                 trainer.key,
             )
         )
