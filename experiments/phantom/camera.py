@@ -16,7 +16,10 @@ from experiments.phantom.scenario import MARKER_COLOURS, START_XY_MM, SURFACE_Z_
 VIEWS = ("View1", "View2", "View3")
 """View1 rides on the tool and looks along the needle; View2 and View3 stand beside the phantom."""
 
-MARKER_RADIUS_MM = 1.6
+MARKER_RADIUS_MM, RING_RADIUS_MM = 1.5, 2.8
+"""The marker is a disc of the episode's colour in a violet ring. The ring is the same for every colour and unlike all
+else in the scene, so that a few dozen episodes are enough to learn where a marker of any colour is."""
+
 NEEDLE_LENGTH_MM = 12.0
 """From the tip to the hub."""
 
@@ -31,7 +34,7 @@ _TABLE, _BLOCK_TOP, _BLOCK_SIDE, _BLOCK_SIDE_2 = (
     (150, 143, 128),
 )
 _STEEL, _MARK, _HUB, _ARM = (150, 156, 166), (40, 42, 48), (236, 236, 232), (52, 120, 150)
-_RULER, _RULER_MARK, _SCREW, _RING = (245, 245, 240), (30, 30, 30), (120, 112, 98), (40, 36, 34)
+_RULER, _RULER_MARK, _SCREW, _RING = (245, 245, 240), (30, 30, 30), (120, 112, 98), (110, 20, 120)
 _PIXEL_NOISE = 1.5
 
 
@@ -61,7 +64,7 @@ class PinholeCamera:
         return seen[:, :2] * (focal / np.maximum(seen[:, 2:], 1.0)) + num_pixels / 2
 
 
-TOOL_CAMERA = PinholeCamera((-14.0, 0.0, 42.0), (0.0, 0.0, -4.0), (1.0, 0.0, 0.0), 19.0)
+TOOL_CAMERA = PinholeCamera((-14.0, 0.0, 42.0), (0.0, 0.0, -4.0), (1.0, 0.0, 0.0), 18.0)
 """In the tool frame."""
 SIDE_CAMERAS = tuple(
     PinholeCamera(
@@ -135,7 +138,7 @@ class SceneRenderer:
         for x, y in 0.84 * corners:
             self._disc(draw, camera, centre + np.array([x, y, 0.0]), 1.0, _SCREW)
         marker = np.array([*scene.marker_xy_mm, scene.surface_z_mm])
-        self._disc(draw, camera, marker, MARKER_RADIUS_MM + 0.3, _RING)
+        self._disc(draw, camera, marker, RING_RADIUS_MM, _RING)
         self._disc(draw, camera, marker, MARKER_RADIUS_MM, MARKER_COLOURS[scene.marker])
         self._draw_ruler(draw, camera, centre + np.array([*_RULER_XY_MM, 0.0]))
         return image

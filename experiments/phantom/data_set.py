@@ -20,7 +20,7 @@ from experiments.phantom.recording import record_expert
 from experiments.phantom.simulator import PhantomSimulator
 from vla_jax.errors import UserError
 
-GENERATOR_VERSION = 3
+GENERATOR_VERSION = 4
 """Raise it whenever equal seeds no longer give equal files."""
 
 STAGING_NAME = ".partial"
