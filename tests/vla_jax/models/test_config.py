@@ -46,7 +46,9 @@ def test_a_misspelt_choice_gets_the_closest_one():
     config = FusionConfig()
     # Around the type checker of the tests, which would refuse the value first.
     object.__setattr__(config, "strategy", "crossattention")
-    with pytest.raises(UserError, match=r"FusionConfig.strategy is 'crossattention'.*did you mean 'cross_attention'"):
+    with pytest.raises(
+        UserError, match=r"FusionConfig.strategy is 'crossattention'.*did you mean 'cross_attention'"
+    ):
         check_choices(config)
 
 
