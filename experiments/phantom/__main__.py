@@ -31,7 +31,7 @@ class Arguments:
     sensorless_fraction: float = 0.2
     """Fraction of episodes without force and A-scan, between 0 and 1."""
     overlapping_windows: bool = False
-    """Store the sensor as the lab does: overlapping windows of 650 rows, 5.6 a second (about 100 MB an episode),
+    """Store the sensor as the lab does: overlapping windows of 650 rows, 5.6 a second (about 90 MB an episode),
     instead of ten windows of 65 rows a second that join without overlap (about 19 MB)."""
     workers: int = 0
     """Worker processes; 0 takes one per processor core, at most 16."""
