@@ -89,10 +89,11 @@ def export(
         num_tokens = measure(items, files.processor.num_tokens, threads)
         backbone = load_backbone(files, device=device, compute_dtype=compute_dtype)
         batch_tokens = batch_tokens or DEFAULT_BATCH_TOKENS.get(backbone.device.type, 4096)
-        batches = [batch[missing[batch]] for batch in make_batches(num_tokens, batch_tokens)]
         rank, world_size = process_share()
-        share = [batch for batch in batches if len(batch)][rank::world_size]
-        todo = [[items[i] for i in batch] for batch in share]
+        # Shares of the whole list, not of what is missing: a rank that starts late, when others have written
+        # already, would otherwise count differently from them, and batches would be done twice or not at all.
+        share = [batch[missing[batch]] for batch in make_batches(num_tokens, batch_tokens)[rank::world_size]]
+        todo = [[items[i] for i in batch] for batch in share if len(batch)]
         num_todo = sum(map(len, todo))
         writer = ShardWriter(cache_dir, provenance, max_bytes=1 << 62)
         with _graceful_stop() as stop:

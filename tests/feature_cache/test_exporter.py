@@ -83,6 +83,18 @@ def test_the_shares_of_all_ranks_make_up_the_whole(tmp_path, backbone_files, wor
         np.testing.assert_array_equal(one, many)
 
 
+def test_ranks_that_start_one_after_another_leave_and_repeat_nothing(
+    tmp_path, backbone_files, work, monkeypatch
+):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    written = []
+    for rank in ("1", "0"):
+        monkeypatch.setenv("RANK", rank)
+        written.append(export_all(backbone_files, work, tmp_path).num_written)
+    assert min(written) > 0
+    assert sum(written) == 12
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_finishes_the_shard_and_the_next_run_goes_on(
     tmp_path, backbone_files, backbone, work, monkeypatch, number
