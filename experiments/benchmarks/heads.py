@@ -80,9 +80,7 @@ def main(arguments: Arguments) -> None:
         on_gpu=on_gpu,
     )
     results = []
-    table = Table(
-        "case", "batch", "sensor", "side", "median ms", "best ms", "compile s", "vs eager", "GFLOP/s"
-    )
+    table = Table("case", "side", "median ms", "best ms", "first call s", "vs eager", "GFLOP/s")
     for length in arguments.sensor_lengths:
         for name in arguments.cases:
             training_batch = arguments.train_batch_size or (64 if on_gpu else 8)

@@ -102,20 +102,15 @@ def _load(path: Path) -> Any:
         raise UserError(f"no such checkpoint file: {path}")
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (
-        pickle.UnpicklingError,
-        RuntimeError,
-        EOFError,
-        OSError,
-        ValueError,
-        KeyError,
-        AttributeError,
-    ) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except pickle.UnpicklingError as error:
+        # torch's own message advises loading it unsafely, which nobody should.
         raise UserError(
-            f"{path} is not a readable PyTorch checkpoint of tensors and plain values (damaged, or of another "
-            f"program): {reason}"
+            f"{path} is not a readable PyTorch checkpoint: it is no torch file, or holds program objects, which are not "
+            "loaded; save its state dicts alone"
         ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path} is not a readable PyTorch checkpoint (damaged?): {reason}") from error
 
 
 def _state_dict(content: Mapping[Any, Any]) -> tuple[dict[str, Any], str]:
