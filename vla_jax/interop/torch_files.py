@@ -105,7 +105,7 @@ def _load(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         # torch's own message advises loading it unsafely, which nobody should.
         raise UserError(
-            f"{path} is not a readable PyTorch checkpoint: it is no torch file, or holds program objects, which are not "
+            f"{path} is not a readable PyTorch checkpoint: it is no torch file, or holds objects that are not "
             "loaded; save its state dicts alone"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
