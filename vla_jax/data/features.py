@@ -98,6 +98,7 @@ class FeatureTable:
                 dataset, cache_dir, required, max(candidates, key=lambda e: int((e[2] >= 0).sum()))
             )
         name, store, wanted = complete[0]
+        store.mark_used(record_keys(dataset, required, store.provenance))
         positions = np.full(len(dataset.records), -1, np.int64)
         positions[required] = wanted
         return cls(dataset, store, name, positions)
@@ -180,12 +181,8 @@ def _missing(
         record = dataset.records[int(index)]
         first.append(f"{record.images[0].path} ({record.prompt!r})")
     damaged = f", {len(store.damaged)} damaged shard(s) set aside" if store.damaged else ""
-    provenance = store.provenance
-    grid = f" --grid {provenance.grid}" if provenance.pooling == "grid" and provenance.grid != 2 else ""
-    adapter = " --adapter DIR" if provenance.adapter else ""
     return UserError(
         f"{cache_dir}: {len(absent)} of {len(required)} records that {dataset.path} needs have no features in {name} "
-        f"({_describe(provenance)}){damaged}; the first: {', '.join(first)}. Export them with `python -m "
-        f"experiments.export {dataset.path} --backbone {provenance.backbone_name} --cache {cache_dir} "
-        f"--pooling {provenance.pooling}{grid}{adapter}`"
+        f"({_describe(store.provenance)}){damaged}; the first: {', '.join(first)}. Export them with `python -m "
+        f"experiments.export {dataset.path} --cache {cache_dir} {store.provenance.export_options()}`"
     )
