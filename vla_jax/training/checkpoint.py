@@ -24,6 +24,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tensorstore
 from flax import nnx
 from orbax.checkpoint import v1 as ocp
 
@@ -253,6 +254,8 @@ def named_leaves(tree: Any) -> dict[str, Any]:
 def _restore(directory: Path, abstract: Mapping[str, Any]) -> list[Any]:
     """Restores items onto the shapes, dtypes and shardings of `abstract`, listing every disagreement at once."""
     wanted = {item: named_leaves(tree) for item, tree in abstract.items()}
+    for item in wanted:
+        _check_readable(directory / item)
     faults = []
     for item, leaves in wanted.items():
         stored = _stored_shapes(directory, item)
@@ -293,6 +296,25 @@ def _stored_shapes(directory: Path, item: str) -> dict[str, tuple[int, ...]]:
     with _reading(directory), _context():
         stored = ocp.checkpointables_metadata(directory.absolute()).metadata[item]
         return {name: tuple(leaf.shape) for name, leaf in stored.items()}
+
+
+def _check_readable(item: Path) -> None:
+    """Reads an item's every entry, one after another.
+
+    Orbax reads in parallel, and each of its readers that meets damage prints a traceback of its own.
+
+    Raises:
+        UserError: an entry cannot be read.
+    """
+    if not item.is_dir():
+        return
+    try:
+        database = {"driver": "ocdbt", "base": item.absolute().as_uri() + "/"}
+        entries = tensorstore.KvStore.open(database).result()
+        for key in entries.list().result():
+            entries.read(key).result()
+    except ValueError as error:
+        raise UserError(f"{item} is damaged and cannot be restored: {error}") from error
 
 
 @contextlib.contextmanager
