@@ -30,7 +30,7 @@ from vla_jax.training.optimizer import make_optimizer
 from vla_jax.training.preemption import stop_requested
 from vla_jax.training.run_directory import locked, write_config
 from vla_jax.training.sharding import Mesh, put_batch, replicated
-from vla_jax.training.state import initialise_state, network_structure
+from vla_jax.training.state import abstract_state, initialise_state, network_structure
 from vla_jax.training.step import train_step, validation_step
 from vla_jax.training.validation import validation_metrics
 
@@ -86,29 +86,25 @@ def _train(
     resume_step: int | None,
 ) -> TrainResult:
     optimizer = make_optimizer(config.optimizer, config.steps)
-    state, shardings = initialise_state(config, optimizer, mesh)
+    abstract = abstract_state(config, optimizer, mesh)
     everywhere = replicated(mesh)
     batches = iter(
         BatchLoader(dataset, features, split="train", batch_size=config.batch_size, seed=config.seed)
     )
     if resume_step is None:
-        normaliser = jax.device_put(fit_normaliser(config, dataset, features), everywhere)
+        state = initialise_state(config, optimizer, abstract)
+        normaliser = fit_normaliser(config, dataset, features)
     else:
-        abstract = jax.tree.map(
-            lambda leaf, placement: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placement),
-            state,
-            shardings,
-        )
         state, normaliser, metadata = restore_state(run / CHECKPOINTS / str(resume_step), abstract)
-        normaliser = jax.device_put(normaliser, everywhere)
         batches.set_state(metadata["data_position"])
         logger.info("resuming %s at step %d of %d", run, resume_step, config.steps)
+    normaliser = jax.device_put(normaliser, everywhere)
 
     structure = network_structure(config)
     update = jax.jit(
         functools.partial(train_step, config, structure, optimizer),
         donate_argnums=1,
-        out_shardings=(shardings, everywhere),
+        out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, abstract), everywhere),
     )
     validate = jax.jit(functools.partial(validation_step, config, structure), out_shardings=everywhere)
     root_key = jax.device_put(jax.random.key(config.seed), everywhere)
@@ -120,7 +116,7 @@ def _train(
         stop = stack.enter_context(stop_requested())
         writer = stack.enter_context(MetricWriter(run, resume_step=first))
         checkpoints = stack.enter_context(contextlib.closing(CheckpointWriter(run)))
-        stack.callback(_close, batches)
+        stack.enter_context(contextlib.closing(batches))  # A reader left open can hang the process's exit.
         bar = stack.enter_context(
             progress_bar(total=config.steps, initial=first, desc="train", unit="step", smoothing=0.1)
         )
@@ -145,6 +141,7 @@ def _train(
                     writer.write(step, validated)
                 window.restart()
             if step % config.checkpoint_every == 0 or last or stop.is_set:
+                window.check_finite(step)
                 checkpoints.save(
                     state,
                     step=step,
@@ -228,20 +225,28 @@ class _Window:
         """Leaves validation and saving out of the rates."""
         self._started, self._steps, self.waited = time.perf_counter(), 0, 0.0
 
+    def check_finite(self, step: int) -> None:
+        """Refuses to go on, or to save, after a loss that is not finite.
+
+        Raises:
+            UserError: names the first such step; `step` is the newest one.
+        """
+        losses = [float(scalars["train/loss"]) for scalars in jax.device_get(self._scalars)]
+        for index, loss in enumerate(losses):
+            if not math.isfinite(loss):
+                raise UserError(
+                    f"the loss became {loss} at step {step - len(losses) + index + 1}; start again with a lower "
+                    "--lr, or look at that step's data with --seed unchanged"
+                )
+
     def summarise(self, step: int) -> dict[str, float]:
         """Returns the window's means and rates, and begins the next window.
 
         Raises:
             UserError: a loss in the window is not finite.
         """
+        self.check_finite(step)
         fetched = jax.device_get(self._scalars)
-        losses = [float(scalars["train/loss"]) for scalars in fetched]
-        if not all(map(math.isfinite, losses)):
-            first = next(i for i, loss in enumerate(losses) if not math.isfinite(loss))
-            raise UserError(
-                f"the loss became {losses[first]} at step {step - len(losses) + first + 1}; lower --lr, or "
-                "resume from the last checkpoint with another --seed"
-            )
         elapsed = max(time.perf_counter() - self._started, 1e-9)
         summary = {name: float(np.mean([scalars[name] for scalars in fetched])) for name in fetched[0]}
         if self._steps:
@@ -260,10 +265,3 @@ def _postfix(logged: Mapping[str, float]) -> str:
             f"data {100 * logged['time/data_wait_share']:.0f}%",
         ]
     return ", ".join(parts)
-
-
-def _close(batches: Any) -> None:
-    """Ends the reading threads: an iterator left open can hang the process's exit."""
-    close = getattr(batches, "close", None)
-    if close is not None:
-        close()

@@ -1,5 +1,6 @@
 """The training state: everything that changes from one update to the next."""
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,14 +47,24 @@ def make_state(config: TrainConfig, optimizer: optax.GradientTransformation, key
     )
 
 
+def abstract_state(config: TrainConfig, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """Returns the state's shapes, dtypes and shardings on the mesh, without allocating it."""
+    shapes = jax.eval_shape(
+        functools.partial(make_state, config, optimizer), jax.eval_shape(lambda: jax.random.key(config.seed))
+    )
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        state_sharding(mesh, shapes),
+    )
+
+
 def initialise_state(
-    config: TrainConfig, optimizer: optax.GradientTransformation, mesh: Mesh
-) -> tuple[TrainState, Any]:
-    """Makes the first state directly on the mesh and returns it with its shardings."""
-    key = jax.random.key(config.seed)
-
-    def create(key: jax.Array) -> TrainState:
-        return make_state(config, optimizer, key)
-
-    shardings = state_sharding(mesh, jax.eval_shape(create, key))
-    return jax.jit(create, out_shardings=shardings)(key), shardings
+    config: TrainConfig, optimizer: optax.GradientTransformation, abstract: TrainState
+) -> TrainState:
+    """Makes the state before the first update directly on the devices that `abstract` names."""
+    create = jax.jit(
+        functools.partial(make_state, config, optimizer),
+        out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract),
+    )
+    return create(jax.random.key(config.seed))

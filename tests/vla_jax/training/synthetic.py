@@ -9,7 +9,7 @@ from vla_jax.normalisation import Normaliser
 from vla_jax.training.optimizer import make_optimizer
 from vla_jax.training.recipes import make_config
 from vla_jax.training.sharding import make_mesh, put_batch, replicated
-from vla_jax.training.state import initialise_state, network_structure
+from vla_jax.training.state import abstract_state, initialise_state, network_structure
 from vla_jax.training.step import train_step
 
 SLOTS, WIDTH, WINDOW = 5, 12, 16
@@ -54,7 +54,8 @@ class Trainer:
         self.config = config
         self.mesh = make_mesh(devices, fsdp)
         optimizer = make_optimizer(config.optimizer, config.steps)
-        self.state, self.shardings = initialise_state(config, optimizer, self.mesh)
+        abstract = abstract_state(config, optimizer, self.mesh)
+        self.state = initialise_state(config, optimizer, abstract)
         self.structure = network_structure(config)
         everywhere = replicated(self.mesh)
         self.normaliser = jax.device_put(identity_normaliser(), everywhere)
@@ -62,7 +63,7 @@ class Trainer:
         self.update = jax.jit(
             functools.partial(train_step, config, self.structure, optimizer),
             donate_argnums=1,
-            out_shardings=(self.shardings, everywhere),
+            out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, abstract), everywhere),
         )
 
     def step(self, numpy_batch):
