@@ -12,6 +12,9 @@ STAMP := $(VENV)/installed-$(subst $(comma),-,$(EXTRAS))
 # Pinned versions for the CPU; a CUDA build of JAX chooses its own.
 CONSTRAINTS := $(if $(EXTRA),,-c constraints.txt)
 
+# A file's tests share what they compiled, so a file stays in one process.
+PYTEST_WORKERS := -n auto --maxprocesses 8 --dist loadfile
+
 .PHONY: install demo test test-slow lint format clean
 
 install: $(STAMP)
@@ -25,10 +28,10 @@ demo: install
 	$(BIN)/python -m experiments.demo --out demo
 
 test: install
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest $(PYTEST_WORKERS) -m "not slow"
 
 test-slow: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PYTEST_WORKERS)
 
 lint: install
 	$(BIN)/ruff check .
