@@ -16,7 +16,7 @@ from vla_jax import config_json
 from vla_jax.data import FeatureTable, PackedDataset
 from vla_jax.errors import UserError
 from vla_jax.models.config import FusionStrategy, ModelType
-from vla_jax.training.checkpoint import checkpoint_steps, resolve_checkpoint, saved_config
+from vla_jax.training.checkpoint import checkpoint_steps, read_metadata, resolve_checkpoint, saved_config
 from vla_jax.training.config import TrainConfig
 from vla_jax.training.loop import train
 from vla_jax.training.recipes import RecipeName, make_config
@@ -116,7 +116,7 @@ class Arguments:
 def main(arguments: Arguments) -> None:
     """Trains one policy and says where it is."""
     dataset = open_dataset(arguments.data)
-    table = FeatureTable.open(dataset, arguments.cache, features=arguments.features)
+    table = FeatureTable.open(dataset, arguments.cache, features=features_to_use(arguments))
     config = configuration(arguments, dataset, table)
     mesh = make_mesh(arguments.devices, arguments.fsdp)
     console = make_console(stderr=True)
@@ -135,6 +135,23 @@ def main(arguments: Arguments) -> None:
     print(f"trained {result.step} updates, held-out {held_out or 'episodes: none'}")
     print(f"evaluate with: python -m experiments.evaluate {arguments.out} {arguments.data} "
           f"--cache {arguments.cache} --out REPORT")  # fmt: skip
+
+
+def features_to_use(arguments: Arguments) -> str | None:
+    """Returns the name of the features to train on: those of the resumed run, else what was asked for.
+
+    Raises:
+        UserError: the resumed run was trained on others than those asked for.
+    """
+    if not (arguments.resume and checkpoint_steps(arguments.out)):
+        return arguments.features
+    digest = read_metadata(resolve_checkpoint(arguments.out))["identity"]["features"]["digest"]
+    if arguments.features is not None and not digest.startswith(arguments.features):
+        raise UserError(
+            f"--resume continues {arguments.out}, which was trained on the features {digest[:16]}, not "
+            f"{arguments.features}; leave --features out or start another run"
+        )
+    return digest[:16]
 
 
 def configuration(arguments: Arguments, dataset: PackedDataset, table: FeatureTable) -> TrainConfig:

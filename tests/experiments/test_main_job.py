@@ -124,6 +124,11 @@ def test_users_mistakes_each_get_one_line_and_status_2(workspace, tmp_path):
     assert "empty" in refused("train", tmp_path / "empty", "--cache", cache, *out)
     assert "experiments.export" in refused("train", data, "--cache", tmp_path / "no-cache", *out)
     assert "--resume" in refused("train", data, "--cache", cache, "--out", run, *TRAIN_OPTIONS)
+    resume = ("--out", run, *TRAIN_OPTIONS, "--resume")
+    assert "trained on the features" in refused(
+        "train", data, "--cache", cache, *resume, "--features", "f0f0f0f0f0"
+    )
+    assert "own configuration" in refused("train", data, "--cache", cache, *resume, "--lr", "0.5")
     assert "device" in refused("train", data, "--cache", cache, *out, *TRAIN_OPTIONS, "--devices", "64")
     assert "contradicts" in refused(
         "train", data, "--cache", cache, *out, "--no-sensor-enabled", "--fusion-strategy", "gated"

@@ -91,12 +91,14 @@ def _train(
     batches = iter(
         BatchLoader(dataset, features, split="train", batch_size=config.batch_size, seed=config.seed)
     )
+    metrics: dict[str, float] = {}
     if resume_step is None:
         state = initialise_state(config, optimizer, abstract)
         normaliser = fit_normaliser(config, dataset, features)
     else:
         state, normaliser, metadata = restore_state(run / CHECKPOINTS / str(resume_step), abstract)
         batches.set_state(metadata["data_position"])
+        metrics = metadata["metrics"]
         logger.info("resuming %s at step %d of %d", run, resume_step, config.steps)
     normaliser = jax.device_put(normaliser, everywhere)
 
@@ -111,7 +113,6 @@ def _train(
     identity = RunIdentity(features=features.provenance, data=dataset.describe())
 
     first = resume_step or 0
-    metrics: dict[str, float] = {}
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(stop_requested())
         writer = stack.enter_context(MetricWriter(run, resume_step=first))

@@ -18,7 +18,9 @@ WIDTH = 6
 
 
 def provenance(pooling="grid", grid=2):
-    return Provenance("backbone", "tiny", None, {"size": {"longest_edge": 230400}}, "template", pooling=pooling, grid=grid)
+    return Provenance(
+        "backbone", "tiny", None, {"size": {"longest_edge": 230400}}, "template", pooling=pooling, grid=grid
+    )
 
 
 def fill_cache(dataset, cache, made_by, skip=0):
@@ -83,7 +85,8 @@ def test_other_poolings(dataset, tmp_path, pooling, slots):
 def test_missing_features_are_counted_and_the_command_named(dataset, tmp_path):
     fill_cache(dataset, tmp_path, provenance(), skip=3)
     with pytest.raises(
-        UserError, match=r"3 of \d+ records .* first: .*jpg.*experiments.export .*data --cache .* --backbone tiny"
+        UserError,
+        match=r"3 of \d+ records .* first: .*jpg.*experiments.export .*data --cache .* --backbone tiny",
     ):
         FeatureTable.open(dataset, tmp_path)
     with pytest.raises(UserError, match="no such feature cache"):
