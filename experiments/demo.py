@@ -34,7 +34,7 @@ class Arguments:
     """Options of the command."""
 
     out: Path = Path("demo")
-    """Directory for everything the demo writes (about 1 GB)."""
+    """Directory for everything the demo writes (about 1.4 GB)."""
     episodes: int = 48
     """Number of simulated episodes; a fifth of them is held out."""
     seed: int = 0

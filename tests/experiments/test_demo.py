@@ -1,0 +1,49 @@
+"""The demo's verdict and summary; the commands it runs are tested in test_main_job.py."""
+
+import json
+
+import pytest
+
+from experiments.console import make_console
+from experiments.demo import beats_baselines, findings, read_metrics, run_command, summary_table
+from vla_jax.errors import UserError
+
+
+def report(overall_mse, stop_mse=0.001):
+    segments = {
+        "align": {"all": {"first_r2_per_dim": [0.91, 0.92]}},
+        "near_target": {"with_sensor": {"first_mse_per_dim": [0.0, 0.0, stop_mse]}},
+    }
+    baselines = {
+        name: {"overall_mse": error, "motion_mse": error / 2}
+        for name, error in (("zero", 0.15), ("mean", 0.003))
+    }
+    return {
+        "overall_mse": overall_mse,
+        "motion_mse": overall_mse,
+        "baselines": baselines,
+        "segments": segments,
+    }
+
+
+@pytest.mark.parametrize(("overall_mse", "expected"), [(0.0015, True), (0.0016, False)])
+def test_twice_as_good_as_both_baselines_is_asked_for(overall_mse, expected):
+    assert beats_baselines(report(overall_mse)) is expected
+
+
+def test_the_summary_names_every_policy_and_baseline_with_its_factors(capsys):
+    metrics = {"regression": report(0.001), "vision-only": report(0.002, stop_mse=0.005)}
+    make_console().print(summary_table(metrics))
+    shown = capsys.readouterr().out
+    for text in ("regression policy", "vision-only policy", "zero (baseline)", "150.0x", "3.0x"):
+        assert text in shown
+    vision, sensor = findings(metrics)
+    assert "0.91 and 0.92" in vision
+    assert "(5.0x)" in sensor
+
+
+def test_metrics_are_read_and_a_failed_command_stops_the_demo(tmp_path):
+    (tmp_path / "metrics.json").write_text(json.dumps({"overall_mse": 1.0}))
+    assert read_metrics(tmp_path) == {"overall_mse": 1.0}
+    with pytest.raises(UserError, match=r"experiments\.prepare ended with status 2"):
+        run_command("prepare", tmp_path / "nowhere", "--out", tmp_path / "data")
