@@ -5,11 +5,11 @@ import time
 from pathlib import Path
 from typing import Annotated
 
-from rich.console import Console
 from rich.table import Table
 from tyro.conf import Positional, subcommand
 
 from experiments import cli
+from experiments.console import make_console
 from feature_cache.maintenance import ProvenanceStatistics, collect_garbage, damaged_shards, merge, statistics
 from vla_jax.data import PackedDataset
 
@@ -81,7 +81,7 @@ def _stats(arguments: Stats) -> None:
     found = statistics(arguments.cache)
     for entry in found:
         table.add_row(*_row(entry))
-    Console(width=None if Console().is_terminal else 200).print(table)
+    make_console().print(table)
     for entry in found:
         for error in entry.damaged:
             print(error)

@@ -1,6 +1,7 @@
 """`python -m experiments.train DATA --cache CACHE --out RUN`: trains a policy on all local devices."""
 
 import dataclasses
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,8 +117,10 @@ class Arguments:
 def main(arguments: Arguments) -> None:
     """Trains one policy and says where it is."""
     dataset = open_dataset(arguments.data)
-    table = FeatureTable.open(dataset, arguments.cache, features=features_to_use(arguments))
-    config = configuration(arguments, dataset, table)
+    resuming = arguments.resume and bool(checkpoint_steps(arguments.out))
+    resumed = resolve_checkpoint(arguments.out) if resuming else None
+    table = FeatureTable.open(dataset, arguments.cache, features=features_to_use(arguments, resumed))
+    config = configuration(arguments, dataset, table, resumed)
     mesh = make_mesh(arguments.devices, arguments.fsdp)
     console = make_console(stderr=True)
     console.print(
@@ -129,7 +132,7 @@ def main(arguments: Arguments) -> None:
     result = train(config, dataset, table, arguments.out, mesh=mesh, resume=arguments.resume)
     if result.interrupted:
         console.print(f"stopped and saved at step {result.step} of {config.steps}; continue with:")
-        print(f"python -m experiments.train {' '.join(_resume_arguments(sys.argv[1:]))}")
+        print(f"python -m experiments.train {shlex.join(_resume_arguments(sys.argv[1:]))}")
         return
     held_out = "; ".join(f"{name.split('/')[-1]} {value:.5f}" for name, value in result.metrics.items())
     print(f"trained {result.step} updates, held-out {held_out or 'episodes: none'}")
@@ -137,15 +140,17 @@ def main(arguments: Arguments) -> None:
           f"--cache {arguments.cache} --out REPORT")  # fmt: skip
 
 
-def features_to_use(arguments: Arguments) -> str | None:
+def features_to_use(arguments: Arguments, resumed: Path | None) -> str | None:
     """Returns the name of the features to train on: those of the resumed run, else what was asked for.
 
     Raises:
         UserError: the resumed run was trained on others than those asked for.
     """
-    if not (arguments.resume and checkpoint_steps(arguments.out)):
+    if resumed is None:
         return arguments.features
-    digest = read_metadata(resolve_checkpoint(arguments.out))["identity"]["features"]["digest"]
+    digest = read_metadata(resumed)["identity"]["features"].get("digest")
+    if digest is None:
+        raise UserError(f"{resumed} was imported, not trained here: there is no training to resume")
     if arguments.features is not None and not digest.startswith(arguments.features):
         raise UserError(
             f"--resume continues {arguments.out}, which was trained on the features {digest[:16]}, not "
@@ -154,8 +159,10 @@ def features_to_use(arguments: Arguments) -> str | None:
     return digest[:16]
 
 
-def configuration(arguments: Arguments, dataset: PackedDataset, table: FeatureTable) -> TrainConfig:
-    """Returns the recipe's, the file's or the resumed run's configuration with the given options put in.
+def configuration(
+    arguments: Arguments, dataset: PackedDataset, table: FeatureTable, resumed: Path | None
+) -> TrainConfig:
+    """Returns the recipe's, the file's or the resumed checkpoint's configuration with the given options put in.
 
     Raises:
         UserError: options contradict each other, the data, or the run that is resumed.
@@ -169,9 +176,8 @@ def configuration(arguments: Arguments, dataset: PackedDataset, table: FeatureTa
         fusion = "none"
     if arguments.steps is not None and arguments.epochs is not None:
         raise UserError("give --steps or --epochs, not both")
-    resumed = arguments.resume and bool(checkpoint_steps(arguments.out))
-    if resumed:
-        base = saved_config(resolve_checkpoint(arguments.out))
+    if resumed is not None:
+        base = saved_config(resumed)
     elif arguments.config is not None:
         if not arguments.config.is_file():
             raise UserError(f"no such configuration file: {arguments.config}")
@@ -202,7 +208,7 @@ def configuration(arguments: Arguments, dataset: PackedDataset, table: FeatureTa
             config, steps=max(1, round(arguments.epochs * samples / config.batch_size))
         )
     config = _override(config, arguments, SCHEDULE_OPTIONS)
-    if resumed:
+    if resumed is not None:
         unchanged = dataclasses.replace(config, **{name: getattr(base, name) for name in SCHEDULE_OPTIONS})
         if unchanged != base:
             raise UserError(

@@ -200,12 +200,12 @@ class FeatureStore:
                     self._maps.popitem(last=False)
             return features
 
-    def mark_used(self, keys: Sequence[str]) -> None:
-        """Notes that `keys` are in use now, so that `gc` removes their shards last.
+    def mark_used(self, positions: np.ndarray) -> None:
+        """Notes that the records at `positions` (n,) are in use now, so that `gc` removes their shards last.
 
+        Absent records (-1) are passed over.
         The note is the shards' modification time. A cache that may not be written to is left as it is.
         """
-        positions = self.positions(keys)
         for shard in np.unique(self._shard_of[positions[positions >= 0]]):
             try:
                 os.utime(self._tables[shard].path)

@@ -263,7 +263,8 @@ def test_using_records_marks_their_shards(tmp_path):
     first, second = write(tmp_path, [0]), write(tmp_path, [1])
     for path in (first, second):
         os.utime(path, (1, 1))
-    open_store(tmp_path).mark_used([key(1), key(5)])
+    store = open_store(tmp_path)
+    store.mark_used(store.positions([key(1), key(5)]))
     assert first.stat().st_mtime == 1
     assert second.stat().st_mtime > 1
     shards.verify(second)

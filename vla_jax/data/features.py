@@ -1,6 +1,5 @@
 """Joins a packed data set with a feature cache: the vision-language features of every record it needs."""
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,8 +9,6 @@ from feature_cache.keys import Provenance, record_key
 from feature_cache.store import FeatureStore
 from vla_jax.data.packed import PackedDataset
 from vla_jax.errors import UserError
-
-logger = logging.getLogger(__name__)
 
 # Features up to this size are held in memory as one array; larger ones are gathered from the shards' maps.
 MAX_TABLE_BYTES = 256 << 20
@@ -98,7 +95,7 @@ class FeatureTable:
                 dataset, cache_dir, required, max(candidates, key=lambda e: int((e[2] >= 0).sum()))
             )
         name, store, wanted = complete[0]
-        store.mark_used(record_keys(dataset, required, store.provenance))
+        store.mark_used(wanted)
         positions = np.full(len(dataset.records), -1, np.int64)
         positions[required] = wanted
         return cls(dataset, store, name, positions)

@@ -15,7 +15,6 @@ Arrays are restored onto today's devices whatever the number they were saved fro
 import contextlib
 import importlib.metadata
 import json
-import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -35,8 +34,6 @@ from vla_jax.normalisation import Normaliser
 from vla_jax.training.config import TrainConfig
 from vla_jax.training.optimizer import parameter_name
 from vla_jax.training.state import TrainState
-
-logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 CHECKPOINTS = "checkpoints"
