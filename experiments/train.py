@@ -5,9 +5,8 @@ import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-import jax
 import tyro
 
 from experiments import cli
@@ -17,9 +16,20 @@ from vla_jax import config_json
 from vla_jax.data import FeatureTable, PackedDataset
 from vla_jax.errors import UserError
 from vla_jax.models.config import FusionStrategy, ModelType
-from vla_jax.training.checkpoint import checkpoint_steps, read_metadata, resolve_checkpoint, saved_config
-from vla_jax.training.config import TrainConfig
+from vla_jax.training.checkpoint import (
+    LoadedPolicy,
+    checkpoint_steps,
+    load_policy,
+    read_metadata,
+    resolve_checkpoint,
+    saved_config,
+)
+from vla_jax.training.config import Rewarm, Schedule, TrainConfig
+from vla_jax.training.devices import refuse_silent_cpu
+from vla_jax.training.feeding import FeedMode
 from vla_jax.training.loop import train
+from vla_jax.training.optimizer import make_schedule
+from vla_jax.training.processes import is_main_process, join_processes
 from vla_jax.training.recipes import RecipeName, make_config
 from vla_jax.training.sharding import make_mesh
 
@@ -28,7 +38,7 @@ DESCRIPTION = """Trains a policy head on the packed data set DATA with the visio
 Every option that is not given takes the recipe's value; the whole configuration is written to RUN/config.json."""
 
 
-OPTIMIZER_OPTIONS = ("lr", "sensor_lr", "min_lr", "warmup_ratio", "hold_ratio")
+OPTIMIZER_OPTIONS = ("lr", "sensor_lr", "min_lr", "schedule", "warmup_ratio", "hold_ratio")
 TRAINING_OPTIONS = (
     "batch_size",
     "grad_accum_steps",
@@ -60,6 +70,9 @@ class Arguments:
     A resumed run keeps the configuration it started with."""
     config: Path | None = None
     """JSON configuration to start from instead of a recipe, for instance another run's config.json."""
+    init_from: Path | None = None
+    """Run, checkpoint or imported reference whose weights and normalisation a new run begins with. Its network is
+    kept, and the recipe says how to train it."""
     model_type: ModelType | None = None
     """regression (the default): one pass predicts the chunk. diffusion: the chunk is denoised in several steps."""
     fusion_strategy: FusionStrategy | None = None
@@ -80,10 +93,16 @@ class Arguments:
     """Peak learning rate of the sensor encoder."""
     min_lr: float | None = None
     """Learning rate at the end of the cosine."""
+    schedule: Schedule | None = None
+    """trapezoid (the default): warm-up, hold, cosine. cosine: without hold. constant: the peak rate throughout."""
+    sched_on: Literal["step", "epoch"] = "step"
+    """Whether the learning rate changes with every update or once an epoch."""
     warmup_ratio: float | None = None
     """Share of the updates in which the learning rate rises."""
     hold_ratio: float | None = None
     """Share of the updates at the peak learning rate."""
+    rewarm: bool = False
+    """With --resume: warm up again, from the rate at which the run stopped to the peak, over the updates left."""
     sensor_loss_weight: float | None = None
     """Weight in the loss of samples with sensor, relative to those without."""
     sensor_dropout: float | None = None
@@ -96,6 +115,10 @@ class Arguments:
     """Decay of the averaged weights that evaluation uses; 0 turns averaging off."""
     diffusion_timesteps: int | None = None
     """Steps of the diffusion schedule."""
+    vlm_reuse_count: int | None = None
+    """Control ticks that share one camera instant; the data set fixes it, and another number is refused."""
+    remat: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more arithmetic."""
     seed: int | None = None
     """Seeds initial weights, data order, dropout and noise."""
     validate_every: int | None = None
@@ -106,35 +129,67 @@ class Arguments:
     """Updates between two log lines."""
     features: str | None = None
     """Which features of the cache to use, when it holds several kinds; `export` prints the name."""
+    feed: FeedMode = "auto"
+    """How batches reach the devices. host: made by threads and sent. device: the whole data set lives in device
+    memory and batches are gathered there. auto: device on accelerators, as far as memory goes."""
     devices: int | None = None
     """Number of local devices; all by default."""
     fsdp: int = 1
     """Devices over which parameters and optimizer state are split."""
+    distributed: bool = False
+    """Train together with the same command in other processes, on one or more hosts that share RUN's directory. Who
+    they are comes from SLURM, Open MPI or the JAX_COORDINATOR_ADDRESS variables, else from the next three."""
+    coordinator: str | None = None
+    """HOST:PORT of process 0."""
+    num_processes: int | None = None
+    """Number of processes."""
+    process_id: int | None = None
+    """Number of this process, from 0."""
     resume: bool = False
     """Continue RUN from its newest checkpoint, or start it when there is none."""
 
 
 def main(arguments: Arguments) -> None:
     """Trains one policy and says where it is."""
+    if arguments.distributed:
+        join_processes(arguments.coordinator, arguments.num_processes, arguments.process_id)
+    refuse_silent_cpu()
     dataset = open_dataset(arguments.data)
     resuming = arguments.resume and bool(checkpoint_steps(arguments.out))
     resumed = resolve_checkpoint(arguments.out) if resuming else None
     table = FeatureTable.open(dataset, arguments.cache, features=features_to_use(arguments, resumed))
-    config = configuration(arguments, dataset, table, resumed)
+    initial = None
+    if arguments.init_from is not None and resumed is None:
+        initial = load_policy(arguments.init_from)
+    config = configuration(arguments, dataset, table, resumed, initial)
     mesh = make_mesh(arguments.devices, arguments.fsdp)
-    console = make_console(stderr=True)
+    console = make_console(stderr=True, quiet=not is_main_process())
     console.print(
-        f"{config.policy.model_type} policy, fusion {config.policy.fusion.strategy}, {config.steps} updates of "
-        f"{config.batch_size} samples on {mesh.size} {jax.devices()[0].platform} device(s); "
-        f"{len(dataset.sample_ticks('train'))} training and {len(dataset.sample_ticks('val'))} held-out samples, "
+        f"{config.policy.model_type} policy, fusion {config.policy.fusion.strategy}, "
         f"{table.num_slots} feature slots of width {table.width}"
     )
-    result = train(config, dataset, table, arguments.out, mesh=mesh, resume=arguments.resume)
+    result = train(
+        config,
+        dataset,
+        table,
+        arguments.out,
+        mesh=mesh,
+        resume=arguments.resume,
+        initial=initial,
+        feed=arguments.feed,
+        announce=console.print,
+    )
+    if not is_main_process():
+        return
     if result.interrupted:
         console.print(f"stopped and saved at step {result.step} of {config.steps}; continue with:")
         print(f"python -m experiments.train {shlex.join(_resume_arguments(sys.argv[1:]))}")
         return
-    held_out = "; ".join(f"{name.split('/')[-1]} {value:.5f}" for name, value in result.metrics.items())
+    held_out = "; ".join(
+        f"{name.removeprefix('validation/')} {value:.5f}"
+        for name, value in result.metrics.items()
+        if name.startswith("validation/")
+    )
     print(f"trained {result.step} updates, held-out {held_out or 'episodes: none'}")
     print(f"evaluate with: python -m experiments.evaluate {arguments.out} {arguments.data} "
           f"--cache {arguments.cache} --out REPORT")  # fmt: skip
@@ -160,9 +215,15 @@ def features_to_use(arguments: Arguments, resumed: Path | None) -> str | None:
 
 
 def configuration(
-    arguments: Arguments, dataset: PackedDataset, table: FeatureTable, resumed: Path | None
+    arguments: Arguments,
+    dataset: PackedDataset,
+    table: FeatureTable,
+    resumed: Path | None,
+    initial: LoadedPolicy | None,
 ) -> TrainConfig:
-    """Returns the recipe's, the file's or the resumed checkpoint's configuration with the given options put in.
+    """Returns the configuration to begin with, with the given options put in.
+
+    That is the resumed checkpoint's, the file's, or the recipe's for the network of `initial` or a new one.
 
     Raises:
         UserError: options contradict each other, the data, or the run that is resumed.
@@ -176,22 +237,34 @@ def configuration(
         fusion = "none"
     if arguments.steps is not None and arguments.epochs is not None:
         raise UserError("give --steps or --epochs, not both")
+    if arguments.rewarm and not arguments.resume:
+        raise UserError("--rewarm goes with --resume; a new run warms up anyway")
+    if arguments.vlm_reuse_count not in (None, dataset.meta.vlm_reuse_count):
+        raise UserError(
+            f"{dataset.path} was prepared with --vlm-reuse-count {dataset.meta.vlm_reuse_count}; run prepare again "
+            f"with --vlm-reuse-count {arguments.vlm_reuse_count}"
+        )
     if resumed is not None:
         base = saved_config(resumed)
     elif arguments.config is not None:
+        if initial is not None:
+            raise UserError("give --config or --init-from, not both; --init-from keeps its own network")
         if not arguments.config.is_file():
             raise UserError(f"no such configuration file: {arguments.config}")
         base = config_json.from_json(TrainConfig, arguments.config.read_text(), source=str(arguments.config))
     else:
+        policy = None if initial is None else initial.config.policy
         base = make_config(
             arguments.recipe or "frozen",
-            model_type=arguments.model_type or "regression",
-            fusion_strategy=fusion or "concat",
+            model_type=policy.model_type if policy else arguments.model_type or "regression",
+            fusion_strategy=policy.fusion.strategy if policy else fusion or "concat",
             vl_dim=table.width,
             vl_slots=table.num_slots,
             sensor_window_size=dataset.meta.sensor_window_size,
             diffusion_timesteps=arguments.diffusion_timesteps,
         )
+        if initial is not None:
+            base = begin_from(base, initial, anchored_on_target=arguments.recipe == "reference")
     refuse_unless_equal("model-type", arguments.model_type, base.policy.model_type)
     refuse_unless_equal("fusion-strategy", fusion, base.policy.fusion.strategy)
     refuse_unless_equal("diffusion-timesteps", arguments.diffusion_timesteps, base.policy.diffusion.steps)
@@ -200,22 +273,57 @@ def configuration(
             f"the configuration is for {base.policy.vl_slots} feature slots of width {base.policy.vl_dim}; "
             f"{arguments.cache} gives {table.num_slots} of width {table.width}"
         )
+    samples = len(dataset.sample_ticks("train"))
+    config = _override(base, arguments, TRAINING_OPTIONS)
     optimizer = _override(base.optimizer, arguments, OPTIMIZER_OPTIONS)
-    config = _override(dataclasses.replace(base, optimizer=optimizer), arguments, TRAINING_OPTIONS)
+    if arguments.sched_on == "epoch":
+        updates = max(1, round(samples / config.batch_size))
+        optimizer = dataclasses.replace(optimizer, schedule_interval=updates)
+    config = dataclasses.replace(config, optimizer=optimizer)
+    if arguments.remat:
+        config = dataclasses.replace(config, policy=dataclasses.replace(config.policy, remat=True))
     if arguments.epochs is not None:
-        samples = len(dataset.sample_ticks("train"))
         config = dataclasses.replace(
             config, steps=max(1, round(arguments.epochs * samples / config.batch_size))
         )
     config = _override(config, arguments, SCHEDULE_OPTIONS)
-    if resumed is not None:
-        unchanged = dataclasses.replace(config, **{name: getattr(base, name) for name in SCHEDULE_OPTIONS})
-        if unchanged != base:
-            raise UserError(
-                f"--resume continues {arguments.out} with its own configuration; only "
-                f"{', '.join('--' + name.replace('_', '-') for name in SCHEDULE_OPTIONS)} may change"
-            )
-    return config
+    if resumed is None:
+        return config
+    unchanged = dataclasses.replace(config, **{name: getattr(base, name) for name in SCHEDULE_OPTIONS})
+    if unchanged != base:
+        raise UserError(
+            f"--resume continues {arguments.out} with its own configuration; only "
+            f"{', '.join('--' + name.replace('_', '-') for name in SCHEDULE_OPTIONS)} may change"
+        )
+    return rewarmed(config, base, int(resumed.name)) if arguments.rewarm else config
+
+
+def begin_from(config: TrainConfig, initial: LoadedPolicy, *, anchored_on_target: bool) -> TrainConfig:
+    """Returns a recipe's configuration with the network and the normalisation of a trained policy.
+
+    anchored_on_target: keep training a regression on its own target, as the reference does; nothing is learnt so.
+    """
+    policy = dataclasses.replace(initial.config.policy, dtype=config.policy.dtype)
+    if policy.z_chunk == "target" and not anchored_on_target:
+        policy = dataclasses.replace(policy, z_chunk="zero")
+    return dataclasses.replace(
+        config,
+        policy=policy,
+        normalisation=initial.config.normalisation,
+        init_from=str(initial.path),
+    )
+
+
+def rewarmed(config: TrainConfig, base: TrainConfig, step: int) -> TrainConfig:
+    """Returns a resumed run's configuration in which the rates of `base` after `step` updates rise once more."""
+    if config.steps <= step:
+        raise UserError(f"--rewarm: the run is at step {step} of {config.steps}; give more --steps")
+    expert, encoder = (
+        float(make_schedule(base.optimizer, group, base.steps)(max(step - 1, 0)))
+        for group in ("expert", "encoder")
+    )
+    again = Rewarm(step=step, lr=expert, sensor_lr=encoder)
+    return dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, rewarm=again))
 
 
 def refuse_unless_equal(option: str, given: Any, configured: Any) -> None:

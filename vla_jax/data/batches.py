@@ -3,7 +3,8 @@
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,20 +22,44 @@ NUM_KEPT_ORDERS = 3
 ENDLESS = 1 << 48
 
 
+@dataclass(frozen=True)
+class ProcessShare:
+    """Which rows of every batch this process makes: the index-th of `count` equal runs of rows."""
+
+    index: int = 0
+    count: int = 1
+
+    def rows(self, batch_size: int) -> np.ndarray:
+        """Returns the numbers of this process's rows in a batch.
+
+        Raises:
+            UserError: the batch does not divide over the processes.
+        """
+        if batch_size < 1 or batch_size % self.count:
+            raise UserError(f"a batch of {batch_size} does not divide over {self.count} process(es)")
+        size = batch_size // self.count
+        return np.arange(self.index * size, (self.index + 1) * size)
+
+
 def make_batch(
-    dataset: PackedDataset, features: FeatureTable, ticks: np.ndarray, valid: np.ndarray | None = None
+    dataset: PackedDataset,
+    features: FeatureTable,
+    ticks: np.ndarray,
+    valid: np.ndarray | None = None,
+    *,
+    resident: Collection[str] = (),
 ) -> Batch:
     """Returns the samples at tick rows `ticks` (b,) as one dictionary of arrays.
 
     "vl" (b, s, v) and "vl_mask" (b, s); "sensor" (b, t, 1026) in the storage type and "has_sensor" (b,);
     "actions" (b, 8, 7), "previous_action" (b, 7) f32 in mm and degrees; "confidence" (b,) f32; "tick" (b,) i64;
     "valid" (b,) bool, False for rows that only fill a batch.
+
+    resident: what the devices hold whole, so that the batch only says which rows: "vl" gives "vl_row" (b,) i32 of
+    `FeatureTable.records` (its length: no record) instead of vl and vl_mask; "sensor" gives "sensor_rows" (b, 2) i32,
+    the stream's rows that a window may use (−1: none).
     """
-    vl, vl_mask = features.gather(dataset.record_index(ticks))
-    return {
-        "vl": vl,
-        "vl_mask": vl_mask,
-        "sensor": dataset.sensor_windows(ticks),
+    batch = {
         "has_sensor": dataset.has_sensor(ticks),
         "actions": dataset.actions(ticks),
         "previous_action": dataset.previous_action(ticks),
@@ -42,17 +67,37 @@ def make_batch(
         "tick": np.asarray(ticks, np.int64),
         "valid": np.ones(len(ticks), bool) if valid is None else valid,
     }
+    records = dataset.record_index(ticks)
+    if "vl" in resident:
+        batch["vl_row"] = features.rows(records)
+    else:
+        batch["vl"], batch["vl_mask"] = features.gather(records)
+    if "sensor" in resident:
+        batch["sensor_rows"] = dataset.sensor_rows(ticks)
+    else:
+        batch["sensor"] = dataset.sensor_windows(ticks)
+    return batch
 
 
 def sequential_batches(
-    dataset: PackedDataset, features: FeatureTable, split: Split, batch_size: int
+    dataset: PackedDataset,
+    features: FeatureTable,
+    split: Split,
+    batch_size: int,
+    *,
+    share: ProcessShare = ProcessShare(),
+    resident: Collection[str] = (),
 ) -> Iterator[Batch]:
-    """Yields all samples of a split once, in order; the last batch is filled up with copies marked not `valid`."""
+    """Yields all samples of a split once, in order; the last batch is filled up with copies marked not `valid`.
+
+    share, resident: see `BatchLoader` and `make_batch`.
+    """
     ticks = dataset.sample_ticks(split)
+    mine = share.rows(batch_size)
     for start in range(0, len(ticks), batch_size):
-        rows = np.arange(start, start + batch_size)
+        rows = start + mine
         valid = rows < len(ticks)
-        yield make_batch(dataset, features, ticks[np.minimum(rows, len(ticks) - 1)], valid)
+        yield make_batch(dataset, features, ticks[np.minimum(rows, len(ticks) - 1)], valid, resident=resident)
 
 
 class SampleOrder:
@@ -123,8 +168,8 @@ class _BatchSource:
 class BatchLoader:
     """Endless shuffled batches of one split, read ahead by grain's threads.
 
-    batch_size: over all processes; each process makes its share, batch_size / process_count rows.
-    shuffle: False yields `sequential_batches` once instead (of one process).
+    batch_size: over all processes; each process makes its `share` of the rows.
+    resident: what batches leave to arrays on the devices, see `make_batch`.
     source_weights: EpisodeEntry.source → how often its samples are drawn, relative to the others (default 1).
 
     Raises:
@@ -139,15 +184,13 @@ class BatchLoader:
         split: Split,
         batch_size: int,
         seed: int,
-        shuffle: bool = True,
-        process_index: int = 0,
-        process_count: int = 1,
+        share: ProcessShare = ProcessShare(),
+        resident: Collection[str] = (),
         num_threads: int = 1,
         prefetch: int = 4,
         source_weights: Mapping[str, float] | None = None,
     ) -> None:
-        if batch_size < 1 or batch_size % process_count:
-            raise UserError(f"a batch of {batch_size} does not divide over {process_count} process(es)")
+        self._rows = share.rows(batch_size)
         ticks = dataset.sample_ticks(split)
         if not len(ticks):
             raise UserError(f"{dataset.path}: the {split} split has no samples")
@@ -156,22 +199,18 @@ class BatchLoader:
         self.split: Split = split
         self.batch_size = batch_size
         self.seed = seed
-        self.shuffle = shuffle
+        self.resident = frozenset(resident)
         self.num_threads = num_threads
         self.prefetch = prefetch
-        self._share = batch_size // process_count
-        self._first = process_index * self._share
         self.order = SampleOrder(ticks, seed, _sample_weights(dataset, ticks, source_weights))
 
-    def batch(self, index: int) -> Batch:
-        """Returns this process's share of batch number `index`."""
-        start = index * self.batch_size + self._first
-        ticks = self.order.at(np.arange(start, start + self._share))
-        return make_batch(self.dataset, self.features, ticks)
+    def batch(self, index: int, *, resident: Collection[str] | None = None) -> Batch:
+        """Returns this process's share of batch number `index`. resident: in place of the loader's."""
+        ticks = self.order.at(index * self.batch_size + self._rows)
+        resident = self.resident if resident is None else resident
+        return make_batch(self.dataset, self.features, ticks, resident=resident)
 
-    def __iter__(self) -> Iterator[Batch]:
-        if not self.shuffle:
-            return sequential_batches(self.dataset, self.features, self.split, self.batch_size)
+    def __iter__(self) -> "BatchIterator":
         return BatchIterator(self)
 
 
@@ -188,9 +227,14 @@ class BatchIterator(Iterator[Batch]):
     def __next__(self) -> Batch:
         return next(self._iterator)
 
+    @property
+    def index(self) -> int:
+        """The number of the next batch."""
+        return int(self._iterator.get_state()["next_index"])
+
     def get_state(self) -> dict[str, int]:
         """Returns the position (JSON values): the samples consumed so far by all processes."""
-        consumed = int(self._iterator.get_state()["next_index"]) * self._loader.batch_size
+        consumed = self.index * self._loader.batch_size
         return {"next_sample": consumed, "num_samples": len(self._loader.order), "seed": self._loader.seed}
 
     def set_state(self, state: Mapping[str, Any]) -> None:

@@ -48,10 +48,13 @@ class FeatureTable:
             self.num_slots = self._cells * len(dataset.meta.views) + 1
         else:
             self.num_slots = int(slots.max(initial=1))
+        self._records = np.flatnonzero(known)
+        self._row_of = np.full(len(positions), -1, np.int64)
+        self._row_of[self._records] = np.arange(len(self._records))
         self._table: np.ndarray | None = None
-        self._table_mask: np.ndarray | None = None
-        if known.sum() * self.num_slots * self.width * self.dtype.itemsize <= MAX_TABLE_BYTES:
-            self._fill_table(np.flatnonzero(known))
+        if len(self._records) * self.num_slots * self.width * self.dtype.itemsize <= MAX_TABLE_BYTES:
+            # One more row of masked zeros stands for "no record".
+            self._table, self._table_mask = self._read(np.append(self._records, -1))
 
     @classmethod
     def open(
@@ -100,6 +103,21 @@ class FeatureTable:
         positions[required] = wanted
         return cls(dataset, store, name, positions)
 
+    @property
+    def records(self) -> np.ndarray:
+        """The ascending indices of the records that the table holds."""
+        return self._records
+
+    def rows(self, record_index: np.ndarray) -> np.ndarray:
+        """Returns (n,) i32: each record's place in `records`; the length of `records` for −1.
+
+        Raises:
+            KeyError: a record that no sample of the data set needs.
+        """
+        record_index = np.asarray(record_index, np.int64)
+        self._check_held(record_index)
+        return np.where(record_index >= 0, self._row_of[record_index], len(self._records)).astype(np.int32)
+
     def gather(self, record_index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns features (n, S, V) in the storage type and their mask (n, S) bool.
 
@@ -109,27 +127,20 @@ class FeatureTable:
             DamagedShardError: a record's bytes do not match their checksum.
             KeyError: a record that no sample of the data set needs.
         """
+        if self._table is not None:
+            row = self.rows(record_index)
+            return self._table[row], self._table_mask[row]
         record_index = np.asarray(record_index, np.int64)
+        self._check_held(record_index)
+        return self._read(record_index)
+
+    def _check_held(self, record_index: np.ndarray) -> None:
+        unknown = (record_index >= 0) & (self._positions[record_index] < 0)
+        if unknown.any():
+            raise KeyError(f"record {record_index[unknown][0]} was not asked for on opening")
+
+    def _read(self, record_index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         present = record_index >= 0
-        positions = self._positions[record_index]
-        if (positions[present] < 0).any():
-            raise KeyError(
-                f"record {record_index[present & (positions < 0)][0]} was not asked for on opening"
-            )
-        if self._table is None:
-            return self._read(record_index, present)
-        row = np.where(present, self._row_of[record_index], len(self._table) - 1)
-        return self._table[row], self._table_mask[row]
-
-    def _fill_table(self, records: np.ndarray) -> None:
-        # One more row of masked zeros stands for "no record".
-        self._row_of = np.full(len(self._positions), -1, np.int64)
-        self._row_of[records] = np.arange(len(records))
-        self._table, self._table_mask = self._read(
-            np.append(records, -1), np.append(np.ones(len(records), bool), False)
-        )
-
-    def _read(self, record_index: np.ndarray, present: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         values = np.zeros((len(record_index), self.num_slots, self.width), self.dtype)
         mask = self._mask(record_index, present)
         arrays = self._store.read_at(self._positions[record_index[present]])

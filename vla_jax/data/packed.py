@@ -245,6 +245,12 @@ class PackedDataset:
         self._release_pages(windows.nbytes)
         return windows
 
+    def sensor_rows(self, ticks: np.ndarray) -> np.ndarray:
+        """Returns (n, 2) i32: the rows [begin, end) of `sensor` that a tick's window may use; −1 without sensor."""
+        return np.stack([self.ticks.sensor_begin[ticks], self.ticks.sensor_end[ticks]], axis=1).astype(
+            np.int32
+        )
+
     def _release_pages(self, num_bytes: int) -> None:
         """Gives a large stream's pages back from time to time; they stay cached, but no longer count as ours."""
         self._bytes_since_release += num_bytes

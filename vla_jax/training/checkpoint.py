@@ -37,7 +37,8 @@ from vla_jax.training.state import TrainState
 
 FORMAT_VERSION = 1
 CHECKPOINTS = "checkpoints"
-BEST_METRIC = "validation/action_mse"
+VALIDATION = "validation"
+BEST_METRIC = f"{VALIDATION}/action_mse"
 _STATE_ITEMS = ("params", "ema_params", "statistics", "optimizer")
 _METADATA_FILE = "data.json"  # What Orbax's JSON handler calls it.
 _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "numpy", "vla-jax")

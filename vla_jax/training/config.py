@@ -1,13 +1,22 @@
 """Configuration of a training run, and the recipes that fill it in."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from vla_jax.errors import UserError
 from vla_jax.models.config import PolicyConfig
 from vla_jax.normalisation import NormalisationConfig
 
-Schedule = Literal["trapezoid", "constant"]
+Schedule = Literal["trapezoid", "cosine", "constant"]
+
+
+@dataclass(frozen=True)
+class Rewarm:
+    """A second warm-up, in a resumed run: from update `step` on the rates rise again from `lr` and `sensor_lr`."""
+
+    step: int
+    lr: float
+    sensor_lr: float
 
 
 @dataclass(frozen=True)
@@ -15,7 +24,9 @@ class OptimizerConfig:
     """AdamW and its learning rates.
 
     lr, sensor_lr: peak rates of the action expert and of the sensor encoder; min_lr: where the cosine ends.
-    warmup_ratio, hold_ratio: shares of all updates.
+    schedule: trapezoid (linear warm-up, hold, cosine), cosine (the same without hold), or constant.
+    warmup_ratio, hold_ratio: shares of all updates. schedule_interval: updates for which a rate is kept (an epoch's,
+    where the schedule goes by epochs). rewarm: set when a run was resumed with a new warm-up.
     decay_everything: True decays norms and biases too, as the reference does.
     clip_norm: largest global gradient norm.
     """
@@ -26,6 +37,8 @@ class OptimizerConfig:
     schedule: Schedule = "trapezoid"
     warmup_ratio: float = 0.03
     hold_ratio: float = 0.02
+    schedule_interval: int = 1
+    rewarm: Rewarm | None = None
     beta1: float = 0.9
     beta2: float = 0.95
     eps: float = 1e-8
@@ -36,6 +49,10 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         if self.lr <= 0 or self.sensor_lr <= 0:
             raise UserError(f"learning rates must be positive: lr {self.lr}, sensor_lr {self.sensor_lr}")
+        if self.schedule not in get_args(Schedule):
+            raise UserError(f"unknown schedule {self.schedule!r}; choose {', '.join(get_args(Schedule))}")
+        if self.schedule_interval < 1:
+            raise UserError(f"schedule_interval must be at least 1, not {self.schedule_interval}")
         if not 0 <= self.warmup_ratio + self.hold_ratio <= 1:
             raise UserError(
                 f"warmup_ratio {self.warmup_ratio} + hold_ratio {self.hold_ratio} must be between 0 and 1"
@@ -51,6 +68,7 @@ class TrainConfig:
     sensor_dropout: share of samples whose sensor is hidden in training. sensor_noise, feature_noise: standard deviation
     of the Gaussian noise added to normalised windows and features in training. ema_decay: of the averaged weights that
     evaluation uses; 0 turns averaging off. validate_every, checkpoint_every, log_every: in updates.
+    init_from: the checkpoint whose weights and normalisation the run began with.
     """
 
     policy: PolicyConfig
@@ -66,6 +84,7 @@ class TrainConfig:
     validate_every: int = 1_000
     checkpoint_every: int = 1_000
     log_every: int = 20
+    init_from: str | None = None
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     normalisation: NormalisationConfig = field(default_factory=NormalisationConfig)
 

@@ -1,11 +1,9 @@
 """The training run from its first batch to its last checkpoint."""
 
 import contextlib
-import functools
 import logging
-import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,24 +11,29 @@ from typing import Any
 import jax
 import numpy as np
 
-from vla_jax.data import BatchLoader, FeatureTable, PackedDataset
+from vla_jax.data import BatchLoader, FeatureTable, PackedDataset, sequential_batches
 from vla_jax.errors import UserError
 from vla_jax.normalisation import Normaliser, feature_moments, make_normaliser
 from vla_jax.progress import progress_bar
 from vla_jax.training.checkpoint import (
     CHECKPOINTS,
     CheckpointWriter,
+    LoadedPolicy,
     RunIdentity,
     checkpoint_steps,
     restore_state,
 )
 from vla_jax.training.config import TrainConfig
+from vla_jax.training.feeding import Feed, FeedMode, ResidentArrays, make_feed, prefetched
+from vla_jax.training.log_window import LogWindow, NonFiniteLossError
 from vla_jax.training.metric_writer import MetricWriter
 from vla_jax.training.optimizer import make_optimizer
 from vla_jax.training.preemption import stop_requested
-from vla_jax.training.run_directory import locked, write_config
+from vla_jax.training.processes import any_process, is_main_process, process_share
+from vla_jax.training.report import describe_devices, describe_memory, describe_samples, describe_state
+from vla_jax.training.run_directory import locked, save_bad_batch, write_config
 from vla_jax.training.sharding import Mesh, put_batch, replicated
-from vla_jax.training.state import abstract_state, initialise_state, network_structure
+from vla_jax.training.state import TrainState, abstract_state, initialise_state, network_structure
 from vla_jax.training.step import train_step, validation_step
 from vla_jax.training.validation import validation_metrics
 
@@ -58,104 +61,239 @@ def train(
     *,
     mesh: Mesh,
     resume: bool = False,
+    initial: LoadedPolicy | None = None,
+    feed: FeedMode = "auto",
+    announce: Callable[[str], None] = logger.info,
 ) -> TrainResult:
     """Trains a policy on the data set's training episodes and writes RUN.
 
     Writes RUN/config.json, RUN/metrics.jsonl, RUN/tensorboard and RUN/checkpoints. With `resume` it continues
-    from RUN's newest checkpoint, bit for bit on a CPU, or starts RUN when there is none.
+    from RUN's newest checkpoint, bit for bit on a CPU, or starts RUN when there is none. Several processes call
+    this together (`vla_jax.training.processes`).
+
+    initial: a policy whose weights and normalisation a new run begins with; `config.policy` must describe it.
+    feed: how batches reach the devices, see `vla_jax.training.feeding`.
+    announce: is told, line by line, what the run is about to do.
 
     Raises:
         UserError: RUN holds a run and `resume` is False; another process writes RUN; no training samples; batch
             size and devices do not fit; the loss stopped being finite.
     """
     check_batch_size(config, mesh)
-    with locked(run):
+    with run_lock(run):
         steps_done = checkpoint_steps(run)
         if steps_done and not resume:
             raise UserError(f"{run} already holds a run; continue it with --resume or choose another --out")
-        write_config(config, run)
-        return _train(config, dataset, features, run, mesh, steps_done[-1] if steps_done else None)
+        if is_main_process():
+            write_config(config, run)
+        session = _Session(config, dataset, features, run, mesh, feed, announce)
+        return session.train(steps_done[-1] if steps_done else None, initial)
 
 
-def _train(
-    config: TrainConfig,
-    dataset: PackedDataset,
-    features: FeatureTable,
-    run: Path,
-    mesh: Mesh,
-    resume_step: int | None,
-) -> TrainResult:
-    optimizer = make_optimizer(config.optimizer, config.steps)
-    abstract = abstract_state(config, optimizer, mesh)
-    everywhere = replicated(mesh)
-    batches = iter(
-        BatchLoader(dataset, features, split="train", batch_size=config.batch_size, seed=config.seed)
-    )
-    metrics: dict[str, float] = {}
-    if resume_step is None:
-        state = initialise_state(config, optimizer, abstract)
-        normaliser = fit_normaliser(config, dataset, features)
-    else:
-        state, normaliser, metadata = restore_state(run / CHECKPOINTS / str(resume_step), abstract)
-        batches.set_state(metadata["data_position"])
-        metrics = metadata["metrics"]
-        logger.info("resuming %s at step %d of %d", run, resume_step, config.steps)
-    normaliser = jax.device_put(normaliser, everywhere)
+class _Session:
+    """One process's part in one run: what stays the same from the first update to the last."""
 
-    structure = network_structure(config)
-    update = jax.jit(
-        functools.partial(train_step, config, structure, optimizer),
-        donate_argnums=1,
-        out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, abstract), everywhere),
-    )
-    validate = jax.jit(functools.partial(validation_step, config, structure), out_shardings=everywhere)
-    root_key = jax.device_put(jax.random.key(config.seed), everywhere)
-    identity = RunIdentity(features=features.provenance, data=dataset.describe())
+    def __init__(
+        self,
+        config: TrainConfig,
+        dataset: PackedDataset,
+        features: FeatureTable,
+        run: Path,
+        mesh: Mesh,
+        feed: FeedMode,
+        announce: Callable[[str], None],
+    ) -> None:
+        self.config = config
+        self.dataset = dataset
+        self.features = features
+        self.run = run
+        self.mesh = mesh
+        self.feed_mode: FeedMode = feed
+        self.announce = announce
+        self.optimizer = make_optimizer(config.optimizer, config.steps)
+        self.abstract = abstract_state(config, self.optimizer, mesh)
+        self.identity = RunIdentity(features=features.provenance, data=dataset.describe())
+        everywhere = replicated(mesh)
+        self.root_key = jax.jit(lambda: jax.random.key(config.seed), out_shardings=everywhere)()
 
-    first = resume_step or 0
-    with contextlib.ExitStack() as stack:
-        stop = stack.enter_context(stop_requested())
-        writer = stack.enter_context(MetricWriter(run, resume_step=first))
-        checkpoints = stack.enter_context(contextlib.closing(CheckpointWriter(run)))
-        stack.enter_context(contextlib.closing(batches))  # A reader left open can hang the process's exit.
-        bar = stack.enter_context(
-            progress_bar(total=config.steps, initial=first, desc="train", unit="step", smoothing=0.1)
+    def train(self, resume_step: int | None, initial: LoadedPolicy | None) -> TrainResult:
+        config, announce = self.config, self.announce
+        metrics: dict[str, float] = {}
+        position = None
+        if resume_step is not None:
+            directory = self.run / CHECKPOINTS / str(resume_step)
+            state, normaliser, metadata = restore_state(directory, self.abstract)
+            position, metrics = metadata["data_position"], metadata["metrics"]
+            announce(f"resuming at step {resume_step} of {config.steps}")
+        else:
+            network = None if initial is None else initial.network
+            state = initialise_state(config, self.optimizer, self.abstract, network)
+            normaliser = (
+                fit_normaliser(config, self.dataset, self.features) if initial is None else initial.normaliser
+            )
+        # From the host: what one process holds on its own device cannot be placed on a mesh of several.
+        normaliser = jax.device_put(jax.tree.map(np.asarray, normaliser), replicated(self.mesh))
+        announce(describe_devices(self.mesh))
+        announce(describe_state(state))
+        for line in describe_samples(config, self.dataset):
+            announce(line)
+        feed = make_feed(self.feed_mode, self.dataset, self.features, self.mesh)
+        announce(feed.describe())
+        loader = BatchLoader(
+            self.dataset,
+            self.features,
+            split="train",
+            batch_size=config.batch_size,
+            seed=config.seed,
+            share=process_share(),
+            resident=feed.resident.names,
         )
-        window = _Window(config)
-        step = first
-        for step, batch, position in prefetched(batches, mesh, first, config.steps, window):
-            state, scalars = update(normaliser, state, batch, root_key)
-            window.add(scalars)
-            bar.update()
-            last = step == config.steps
-            if step % config.log_every == 0 or last:
-                logged = window.summarise(step)
-                writer.write(step, logged)
-                bar.set_postfix_str(_postfix(logged), refresh=False)
-            validated = {}
-            if step % config.validate_every == 0 or last:
-                validated = validation_metrics(
-                    validate, config, dataset, features, normaliser, state, mesh, root_key
+        update, validate = self._compile(feed, loader, state, normaliser)
+
+        first = resume_step or 0
+        with contextlib.ExitStack() as stack:
+            stop = stack.enter_context(stop_requested())
+            # A reader left open can hang the process's exit.
+            batches = stack.enter_context(contextlib.closing(iter(loader)))
+            if position is not None:
+                batches.set_state(position)
+            first_batch = batches.index
+            # The numbers are the same in every process.
+            writer = MetricWriter(self.run, resume_step=first) if is_main_process() else None
+            stack.enter_context(writer or contextlib.nullcontext())
+            checkpoints = stack.enter_context(contextlib.closing(CheckpointWriter(self.run)))
+            bar = stack.enter_context(
+                progress_bar(
+                    total=config.steps,
+                    initial=first,
+                    desc="train",
+                    unit="step",
+                    smoothing=0.1,
+                    disable=not is_main_process() or None,
                 )
-                if validated:
-                    metrics = validated
-                    writer.write(step, validated)
-                window.restart()
-            if step % config.checkpoint_every == 0 or last or stop.is_set:
-                window.check_finite(step)
-                checkpoints.save(
-                    state,
-                    step=step,
-                    config=config,
-                    normaliser=normaliser,
-                    identity=identity,
-                    data_position=position,
-                    metrics=validated,
-                )
-                window.restart()
-            if stop.is_set:
-                break
-    return TrainResult(step=step, interrupted=step < config.steps, metrics=metrics)
+            )
+            window = LogWindow(config.batch_size)
+            step, stopping = first, False
+            try:
+                for step, batch, position in prefetched(
+                    batches, self.mesh, first, config.steps, window.waited
+                ):
+                    state, scalars = update(normaliser, state, feed.resident, batch, self.root_key)
+                    window.add(scalars)
+                    bar.update()
+                    last = step == config.steps
+                    logs, validates, saves = (
+                        last or step % every == 0
+                        for every in (config.log_every, config.validate_every, config.checkpoint_every)
+                    )
+                    if logs:
+                        logged = window.summarise(step)
+                        if writer:
+                            writer.write(step, logged)
+                        bar.set_postfix_str(_postfix(logged), refresh=False)
+                    validated = {}
+                    if validates:
+                        validated = validate(state)
+                        metrics = validated or metrics
+                        if writer and validated:
+                            writer.write(step, validated)
+                        window.restart()
+                    # Several processes must stop after the same update; asking each other takes a moment.
+                    if jax.process_count() == 1 or logs or saves:
+                        stopping = any_process(stop.is_set)
+                    if saves or stopping:
+                        window.check_finite(step)
+                        checkpoints.save(
+                            state,
+                            step=step,
+                            config=config,
+                            normaliser=normaliser,
+                            identity=self.identity,
+                            data_position=position,
+                            metrics=validated,
+                        )
+                        window.restart()
+                    if stopping:
+                        break
+            except NonFiniteLossError as error:
+                batch = loader.batch(first_batch + error.step - first - 1, resident=())
+                saved = save_bad_batch(self.run, error.step, batch, error.history)
+                raise UserError(
+                    f"{error}; its batch and the losses before it are saved in {saved}: look at them, or start again "
+                    "with a lower --lr"
+                ) from error
+        return TrainResult(step=step, interrupted=step < config.steps, metrics=metrics)
+
+    def _compile(
+        self, feed: Feed, loader: BatchLoader, state: TrainState, normaliser: Normaliser
+    ) -> tuple[Any, Callable[[TrainState], dict[str, float]]]:
+        """Compiles the update ahead of time, so that nothing can be compiled again later, and says what it needs."""
+        config, everywhere = self.config, replicated(self.mesh)
+        structure = network_structure(config)
+
+        def update(normaliser, state, resident: ResidentArrays, batch, root_key):
+            batch = feed.complete(resident, batch)
+            return train_step(config, structure, self.optimizer, normaliser, state, batch, root_key)
+
+        def evaluate(normaliser, params, statistics, resident: ResidentArrays, batch, root_key, index):
+            batch = feed.complete(resident, batch)
+            key = jax.random.fold_in(root_key, index)
+            return validation_step(config, structure, normaliser, params, statistics, batch, key)
+
+        started = time.perf_counter()
+        compiled = (
+            jax.jit(
+                update,
+                donate_argnums=1,
+                out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, self.abstract), everywhere),
+            )
+            .lower(normaliser, state, feed.resident, put_batch(self.mesh, loader.batch(0)), self.root_key)
+            .compile()
+        )
+        took = time.perf_counter() - started
+        self.announce(f"update compiled in {took:.1f} s; {describe_memory(compiled)}")
+        evaluate = jax.jit(evaluate, out_shardings=everywhere)
+
+        def validate(state: TrainState) -> dict[str, float]:
+            batches = sequential_batches(
+                self.dataset,
+                self.features,
+                "val",
+                config.batch_size,
+                share=process_share(),
+                resident=feed.resident.names,
+            )
+            return validation_metrics(
+                lambda params, statistics, batch, index: evaluate(
+                    normaliser,
+                    params,
+                    statistics,
+                    feed.resident,
+                    put_batch(self.mesh, batch),
+                    self.root_key,
+                    np.int32(index),
+                ),
+                config,
+                state,
+                batches,
+            )
+
+        return compiled, validate
+
+
+@contextlib.contextmanager
+def run_lock(run: Path) -> Iterator[None]:
+    """Process 0 holds RUN's lock for all of them; where it cannot, all of them stop."""
+    with contextlib.ExitStack() as stack:
+        failure = None
+        if is_main_process():
+            try:
+                stack.enter_context(locked(run))
+            except UserError as error:
+                failure = error
+        if any_process(failure is not None):
+            raise failure or UserError(f"process 0 cannot write {run}; its own message says why")
+        yield
 
 
 def fit_normaliser(config: TrainConfig, dataset: PackedDataset, features: FeatureTable) -> Normaliser:
@@ -175,29 +313,6 @@ def fit_normaliser(config: TrainConfig, dataset: PackedDataset, features: Featur
     return make_normaliser(config.normalisation, dataset.statistics, *moments)
 
 
-def prefetched(
-    batches: Any, mesh: Mesh, first: int, last: int, window: "_Window"
-) -> Iterator[tuple[int, dict[str, jax.Array], dict[str, Any]]]:
-    """Yields (step, batch on the devices, data position after that batch), one transfer ahead of the computation.
-
-    The position belongs to the batch given out, not to the one in flight: a run resumed there repeats nothing.
-    """
-
-    def fetch() -> tuple[dict[str, jax.Array], dict[str, Any]]:
-        started = time.perf_counter()
-        batch = next(batches)
-        position = batches.get_state()
-        window.waited += time.perf_counter() - started
-        return put_batch(mesh, batch), position
-
-    ahead = fetch() if first < last else None
-    for step in range(first + 1, last + 1):
-        batch, position = ahead
-        if step < last:
-            ahead = fetch()
-        yield step, batch, position
-
-
 def check_batch_size(config: TrainConfig, mesh: Mesh) -> None:
     """Refuses batches that do not split evenly over devices and accumulation parts."""
     devices = mesh.size
@@ -208,58 +323,12 @@ def check_batch_size(config: TrainConfig, mesh: Mesh) -> None:
         )
 
 
-class _Window:
-    """Collects device scalars between two log lines, without waiting for the device."""
-
-    def __init__(self, config: TrainConfig) -> None:
-        self._config = config
-        self._scalars: list[Mapping[str, jax.Array]] = []
-        self.waited = 0.0
-        self._started = time.perf_counter()
-        self._steps = 0
-
-    def add(self, scalars: Mapping[str, jax.Array]) -> None:
-        self._scalars.append(scalars)
-        self._steps += 1
-
-    def restart(self) -> None:
-        """Leaves validation and saving out of the rates."""
-        self._started, self._steps, self.waited = time.perf_counter(), 0, 0.0
-
-    def check_finite(self, step: int) -> None:
-        """Refuses to go on, or to save, after a loss that is not finite.
-
-        Raises:
-            UserError: names the first such step; `step` is the newest one.
-        """
-        losses = [float(scalars["train/loss"]) for scalars in jax.device_get(self._scalars)]
-        for index, loss in enumerate(losses):
-            if not math.isfinite(loss):
-                raise UserError(
-                    f"the loss became {loss} at step {step - len(losses) + index + 1}; start again with a lower "
-                    "--lr, or look at that step's data with --seed unchanged"
-                )
-
-    def summarise(self, step: int) -> dict[str, float]:
-        """Returns the window's means and rates, and begins the next window.
-
-        Raises:
-            UserError: a loss in the window is not finite.
-        """
-        self.check_finite(step)
-        fetched = jax.device_get(self._scalars)
-        elapsed = max(time.perf_counter() - self._started, 1e-9)
-        summary = {name: float(np.mean([scalars[name] for scalars in fetched])) for name in fetched[0]}
-        if self._steps:
-            summary["time/samples_per_second"] = self._steps * self._config.batch_size / elapsed
-            summary["time/data_wait_share"] = min(self.waited / elapsed, 1.0)
-        self._scalars = []
-        self.restart()
-        return summary
-
-
-def _postfix(logged: Mapping[str, float]) -> str:
-    parts = [f"loss {logged['train/loss']:.4f}", f"lr {logged['train/learning_rate']:.1e}"]
+def _postfix(logged: dict[str, float]) -> str:
+    parts = [
+        f"loss {logged['train/loss']:.4f}",
+        f"lr {logged['train/learning_rate']:.1e}",
+        f"gradient {logged['train/gradient_norm']:.2g}",
+    ]
     if "time/samples_per_second" in logged:
         parts += [
             f"{logged['time/samples_per_second']:.0f} samples/s",

@@ -1,29 +1,38 @@
 """AdamW with one learning rate for the sensor encoder and one for the rest, and decay where it belongs."""
 
-from typing import Any
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from vla_jax.training.config import OptimizerConfig
-from vla_jax.training.learning_rate import trapezoid
+from vla_jax.training.learning_rate import rewarm, trapezoid
+
+Group = Literal["encoder", "expert"]
 
 ENCODER_PREFIX = "sensor_encoder"
 
 
-def make_schedule(config: OptimizerConfig, peak: float, total_updates: int) -> optax.Schedule:
-    """Returns the learning rate as a function of the update number, for one parameter group."""
+def make_schedule(config: OptimizerConfig, group: Group, total_updates: int) -> optax.Schedule:
+    """Returns the learning rate of a parameter group as a function of the update number 0, 1, …"""
+    peak = config.sensor_lr if group == "encoder" else config.lr
     if config.schedule == "constant":
         return optax.constant_schedule(peak)
-    return lambda update: trapezoid(
-        update,
-        total_updates=total_updates,
-        peak=peak,
-        minimum=min(config.min_lr, peak),
-        warmup_ratio=config.warmup_ratio,
-        hold_ratio=config.hold_ratio,
-        xp=jnp,
+    first = 0 if config.rewarm is None else config.rewarm.step
+    shape: dict[str, Any] = {
+        "total_updates": -(-(total_updates - first) // config.schedule_interval),
+        "peak": peak,
+        "minimum": min(config.min_lr, peak),
+        "warmup_ratio": config.warmup_ratio,
+        "hold_ratio": 0.0 if config.schedule == "cosine" else config.hold_ratio,
+        "xp": jnp,
+    }
+    if config.rewarm is None:
+        return lambda update: trapezoid(update // config.schedule_interval, **shape)
+    previous = config.rewarm.sensor_lr if group == "encoder" else config.rewarm.lr
+    return lambda update: rewarm(
+        jnp.maximum(update - first, 0) // config.schedule_interval, previous=previous, **shape
     )
 
 
@@ -34,15 +43,15 @@ def make_optimizer(config: OptimizerConfig, total_updates: int) -> optax.Gradien
     or embeddings, unless `decay_everything`.
     """
     groups = {
-        name: optax.adamw(
-            make_schedule(config, peak, total_updates),
+        group: optax.adamw(
+            make_schedule(config, group, total_updates),
             b1=config.beta1,
             b2=config.beta2,
             eps=config.eps,
             weight_decay=config.weight_decay,
             mask=None if config.decay_everything else decay_mask,
         )
-        for name, peak in (("encoder", config.sensor_lr), ("expert", config.lr))
+        for group in get_args(Group)
     }
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), optax.partition(groups, parameter_groups))
 

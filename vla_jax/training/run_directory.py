@@ -1,9 +1,12 @@
-"""The directory of one training run: its lock and its readable configuration."""
+"""The directory of one training run: its lock, its readable configuration, and the batch that broke it."""
 
 import contextlib
 import fcntl
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+
+import jax
+import numpy as np
 
 from vla_jax import config_json
 from vla_jax.errors import UserError
@@ -35,3 +38,24 @@ def write_config(config: TrainConfig, run: Path) -> None:
     temporary = run / "config.json.tmp"
     temporary.write_text(config_json.to_json(config) + "\n")
     temporary.replace(run / "config.json")
+
+
+def save_bad_batch(
+    run: Path, step: int, batch: Mapping[str, np.ndarray], history: Mapping[int, float]
+) -> Path:
+    """Writes the batch of an update whose loss was not finite to RUN/non_finite, and returns the file.
+
+    An .npz with the batch in physical units (`vla_jax.data.make_batch`; "tick" says where each sample is in the data
+    set) and `history_step`, `history_loss`: the losses since the last log line. Each process writes its own share.
+    """
+    share = f"_process_{jax.process_index()}" if jax.process_count() > 1 else ""
+    file = run / "non_finite" / f"step_{step}{share}.npz"
+    file.parent.mkdir(exist_ok=True)
+    # What numpy cannot name in a file (bfloat16 features) is widened.
+    arrays = {
+        name: value if value.dtype.isbuiltin else value.astype(np.float32) for name, value in batch.items()
+    }
+    temporary = file.with_suffix(".tmp.npz")
+    np.savez(temporary, **arrays, history_step=list(history), history_loss=list(history.values()))
+    temporary.replace(file)
+    return file

@@ -29,20 +29,22 @@ def make_mesh(num_devices: int | None = None, fsdp: int = 1) -> Mesh:
     Raises:
         UserError: more devices asked for than there are, or `fsdp` does not divide them.
     """
-    devices = jax.devices()
+    # Each process's devices side by side: its rows of a batch are one run of rows.
+    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
     num_devices = len(devices) if num_devices is None else num_devices
     if not 1 <= num_devices <= len(devices):
         raise UserError(
             f"--devices {num_devices}: this machine has {len(devices)} {devices[0].platform} device(s); "
             f"ask for 1 to {len(devices)}"
         )
+    if num_devices < len(devices) and jax.process_count() > 1:
+        raise UserError(f"--devices {num_devices}: several processes use all of their {len(devices)} devices")
     if fsdp < 1 or num_devices % fsdp:
         raise UserError(f"--fsdp {fsdp} does not divide the {num_devices} devices in use")
-    return jax.make_mesh(
-        (num_devices // fsdp, fsdp),
+    return Mesh(
+        np.reshape(devices[:num_devices], (num_devices // fsdp, fsdp)),
         (DATA_AXIS, FSDP_AXIS),
         axis_types=(AxisType.Auto, AxisType.Auto),
-        devices=devices[:num_devices],
     )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 
@@ -37,6 +38,10 @@ def make_state(config: TrainConfig, optimizer: optax.GradientTransformation, key
     """Returns the state before the first update; traceable, so that it can be made sharded."""
     network = PolicyNetwork(config.policy, rngs=nnx.Rngs(key))
     _, params, statistics = nnx.split(network, nnx.Param, ...)
+    return _begin(optimizer, params, statistics)
+
+
+def _begin(optimizer: optax.GradientTransformation, params: Any, statistics: Any) -> TrainState:
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -60,11 +65,21 @@ def abstract_state(config: TrainConfig, optimizer: optax.GradientTransformation,
 
 
 def initialise_state(
-    config: TrainConfig, optimizer: optax.GradientTransformation, abstract: TrainState
+    config: TrainConfig,
+    optimizer: optax.GradientTransformation,
+    abstract: TrainState,
+    network: PolicyNetwork | None = None,
 ) -> TrainState:
-    """Makes the state before the first update directly on the devices that `abstract` names."""
-    create = jax.jit(
-        functools.partial(make_state, config, optimizer),
-        out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract),
-    )
-    return create(jax.random.key(config.seed))
+    """Makes the state before the first update directly on the devices that `abstract` names.
+
+    network: begin with this network's parameters and statistics, which must be those of `config.policy`.
+    """
+    placement = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    if network is None:
+        # The key is made inside: one process's key could not be given to a mesh of several.
+        return jax.jit(
+            lambda: make_state(config, optimizer, jax.random.key(config.seed)), out_shardings=placement
+        )()
+    _, *given = nnx.split(network, nnx.Param, ...)
+    given = jax.device_put(jax.tree.map(np.asarray, given), [placement.params, placement.statistics])
+    return jax.jit(functools.partial(_begin, optimizer), out_shardings=placement)(*given)

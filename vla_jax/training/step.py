@@ -84,7 +84,7 @@ def train_step(
         "train/gradient_norm": optax.tree.norm(gradient),
         "train/update_norm": optax.tree.norm(updates),
         "train/parameter_norm": optax.tree.norm(params),
-        "train/learning_rate": make_schedule(config.optimizer, config.optimizer.lr, config.steps)(state.step),
+        "train/learning_rate": make_schedule(config.optimizer, "expert", config.steps)(state.step),
     }
     return new_state, metrics
 

@@ -1,44 +1,52 @@
 """Errors on held-out episodes during training."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
-from vla_jax.data import FeatureTable, PackedDataset, sequential_batches
-from vla_jax.normalisation import Normaliser
-from vla_jax.training.checkpoint import BEST_METRIC
+from vla_jax.training.checkpoint import VALIDATION
 from vla_jax.training.config import TrainConfig
-from vla_jax.training.sharding import Mesh, put_batch
 from vla_jax.training.state import TrainState
+
+# Metrics of the weights without averaging.
+LIVE_VALIDATION = "validation_live"
 
 
 def validation_metrics(
-    validate: Any,
+    evaluate: Callable[[Any, Any, Mapping[str, np.ndarray], int], Mapping[str, jax.Array]],
     config: TrainConfig,
-    dataset: PackedDataset,
-    features: FeatureTable,
-    normaliser: Normaliser,
     state: TrainState,
-    mesh: Mesh,
-    root_key: jax.Array,
+    batches: Iterable[Mapping[str, np.ndarray]],
 ) -> dict[str, float]:
-    """Returns loss and sampled action errors of the averaged weights over the held-out episodes; {} without any.
+    """Returns losses and sampled action errors over the held-out batches; {} without any.
 
-    "validation/action_mse" and "validation/action_mae" are over all action dimensions, in mm and degrees.
+    evaluate: (parameters, statistics, batch, its number) → the sums of `validation_step`, on the devices.
+
+    "validation/…" are of the averaged weights, "validation_live/…" of the others; without averaging there is only
+    "validation/…". action_mse and action_mae are over all action dimensions, in mm and degrees.
     """
-    if not len(dataset.sample_ticks("val")):
-        return {}
-    params = state.ema_params if config.ema_decay > 0 else state.params
-    sums: list[Mapping[str, jax.Array]] = []
-    for index, batch in enumerate(sequential_batches(dataset, features, "val", config.batch_size)):
-        key = jax.random.fold_in(root_key, index)
-        sums.append(validate(normaliser, params, state.statistics, put_batch(mesh, batch), key))
+    weights = {VALIDATION: state.params}
+    if config.ema_decay > 0:
+        weights = {VALIDATION: state.ema_params, LIVE_VALIDATION: state.params}
+    sums: dict[str, list[Mapping[str, jax.Array]]] = {group: [] for group in weights}
+    for index, batch in enumerate(batches):
+        for group, params in weights.items():
+            sums[group].append(evaluate(params, state.statistics, batch, index))
+    return {
+        f"{group}/{name}": value
+        for group, parts in sums.items()
+        if parts
+        for name, value in _means(parts).items()
+    }
+
+
+def _means(sums: list[Mapping[str, jax.Array]]) -> dict[str, float]:
     totals = {name: sum(np.asarray(part[name], np.float64) for part in sums) for name in sums[0]}
     count = totals["samples"]
     return {
-        BEST_METRIC: float(totals["squared_error"].mean() / count),
-        "validation/action_mae": float(totals["absolute_error"].mean() / count),
-        "validation/loss": float(totals["loss"] / count),
+        "action_mse": float(totals["squared_error"].mean() / count),
+        "action_mae": float(totals["absolute_error"].mean() / count),
+        "loss": float(totals["loss"] / count),
     }

@@ -1,0 +1,73 @@
+"""What happened between two log lines: means of the device's scalars, rates, and whether the loss is still finite."""
+
+import math
+import time
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+
+
+class NonFiniteLossError(Exception):
+    """A loss that is infinite or not a number. step: the first such update; history: step → loss up to the newest."""
+
+    def __init__(self, step: int, history: dict[int, float]) -> None:
+        super().__init__(f"the loss became {history[step]} at step {step}")
+        self.step = step
+        self.history = history
+
+
+class LogWindow:
+    """Collects device scalars between two log lines, without waiting for the device.
+
+    batch_size: samples of an update, for the rate.
+    """
+
+    def __init__(self, batch_size: int) -> None:
+        self._batch_size = batch_size
+        self._scalars: list[Mapping[str, jax.Array]] = []
+        self._waited = 0.0
+        self._started = time.perf_counter()
+        self._steps = 0
+
+    def add(self, scalars: Mapping[str, jax.Array]) -> None:
+        """Takes what one update returned."""
+        self._scalars.append(scalars)
+        self._steps += 1
+
+    def waited(self, seconds: float) -> None:
+        """Counts time in which the loop waited for data."""
+        self._waited += seconds
+
+    def restart(self) -> None:
+        """Leaves validation and saving out of the rates."""
+        self._started, self._steps, self._waited = time.perf_counter(), 0, 0.0
+
+    def check_finite(self, step: int) -> None:
+        """Waits for the device, and looks at all losses since the last log line; `step` is the newest.
+
+        Raises:
+            NonFiniteLossError: one of them is not finite.
+        """
+        losses = [float(scalars["train/loss"]) for scalars in jax.device_get(self._scalars)]
+        history = {step - len(losses) + 1 + index: loss for index, loss in enumerate(losses)}
+        for at, loss in history.items():
+            if not math.isfinite(loss):
+                raise NonFiniteLossError(at, history)
+
+    def summarise(self, step: int) -> dict[str, float]:
+        """Returns the window's means and rates, and begins the next window.
+
+        Raises:
+            NonFiniteLossError: a loss in the window is not finite.
+        """
+        self.check_finite(step)
+        fetched = jax.device_get(self._scalars)
+        elapsed = max(time.perf_counter() - self._started, 1e-9)
+        summary = {name: float(np.mean([scalars[name] for scalars in fetched])) for name in fetched[0]}
+        if self._steps:
+            summary["time/samples_per_second"] = self._steps * self._batch_size / elapsed
+            summary["time/data_wait_share"] = min(self._waited / elapsed, 1.0)
+        self._scalars = []
+        self.restart()
+        return summary
