@@ -1,0 +1,135 @@
+"""Whole runs on a tiny data set: how they are fed, what they begin with, and how they fail."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from tests.vla_jax.evaluation.workspace import make_workspace
+from vla_jax.data import BatchLoader
+from vla_jax.errors import UserError
+from vla_jax.training.checkpoint import load_policy
+from vla_jax.training.loop import train
+from vla_jax.training.recipes import make_config
+from vla_jax.training.sharding import make_mesh
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory):
+    return make_workspace(tmp_path_factory.mktemp("loop"))
+
+
+def debug_config(workspace, model_type="regression", **changes):
+    config = make_config(
+        "debug",
+        model_type=model_type,
+        fusion_strategy="concat",
+        vl_dim=workspace.features.width,
+        vl_slots=workspace.features.num_slots,
+    )
+    # Attention heads must divide the width of these features.
+    fusion = dataclasses.replace(config.policy.fusion, vl_pool_width=16)
+    return dataclasses.replace(config, policy=dataclasses.replace(config.policy, fusion=fusion), **changes)
+
+
+def run(workspace, out, config, **options):
+    lines = []
+    result = train(
+        config,
+        workspace.dataset,
+        workspace.features,
+        out,
+        mesh=make_mesh(1),
+        announce=lines.append,
+        **options,
+    )
+    logged = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return result, logged, lines
+
+
+def parameters(policy):
+    return nnx.state(policy.network, nnx.Param)
+
+
+def losses(logged):
+    return [line["train/loss"] for line in logged if "train/loss" in line]
+
+
+@pytest.fixture(scope="module")
+def from_host(workspace, tmp_path_factory):
+    return (out := tmp_path_factory.mktemp("host"), *run(workspace, out, debug_config(workspace)))
+
+
+def test_feeding_from_the_devices_changes_nothing(workspace, from_host, tmp_path):
+    _, result, logged, _ = from_host
+    resident_result, resident_logged, lines = run(
+        workspace, tmp_path / "run", debug_config(workspace), feed="device"
+    )
+    assert losses(resident_logged) == losses(logged)
+    assert resident_result.metrics == result.metrics
+    assert any("sensor stream and the features on the devices" in line for line in lines)
+
+
+def test_a_run_says_what_it_is_about_to_do(workspace, from_host):
+    _, _, _, lines = from_host
+    said = "\n".join(lines)
+    count = sum(leaf.size for leaf in jax.tree.leaves(parameters(load_policy(from_host[0]))))
+    assert f"{count:,} parameters" in said
+    assert "1 cpu, mesh data 1 × fsdp 1" in said
+    assert "update compiled in" in said
+    assert "MB on each device" in said
+    samples = len(workspace.dataset.sample_ticks("train"))
+    assert f"{samples} training" in said
+    assert f"episodes: {samples} training samples" in said
+
+
+def test_averaged_and_live_weights_are_both_validated(from_host):
+    _, result, _, _ = from_host
+    assert {"validation/action_mse", "validation_live/action_mse"} <= result.metrics.keys()
+
+
+def test_a_run_begins_with_another_s_weights(workspace, from_host, tmp_path):
+    out, _, _, _ = from_host
+    initial = load_policy(out)
+    # So slow that the weights stay what they were.
+    config = debug_config(workspace, init_from=str(initial.path), steps=1)
+    config = dataclasses.replace(
+        config, optimizer=dataclasses.replace(config.optimizer, lr=1e-12, sensor_lr=1e-12, min_lr=0.0)
+    )
+    _, logged, _ = run(workspace, tmp_path / "run", config, initial=initial)
+    again = load_policy(tmp_path / "run")
+    for before, after in zip(
+        jax.tree.leaves(parameters(initial)), jax.tree.leaves(parameters(again)), strict=True
+    ):
+        np.testing.assert_allclose(after, before, atol=1e-9)
+    for before, after in zip(
+        jax.tree.leaves(initial.normaliser), jax.tree.leaves(again.normaliser), strict=True
+    ):
+        np.testing.assert_array_equal(after, before)
+    assert again.config.init_from == str(initial.path)
+    assert logged[0]["step"] == 1
+
+
+def test_the_batch_that_breaks_a_run_is_saved(workspace, tmp_path):
+    config = debug_config(workspace, steps=8, log_every=8)
+    config = dataclasses.replace(
+        config,
+        optimizer=dataclasses.replace(config.optimizer, lr=1e30, sensor_lr=1e30, schedule="constant"),
+    )
+    with pytest.raises(UserError, match=r"the loss became (nan|inf) at step \d.*non_finite"):
+        run(workspace, tmp_path, config, feed="device")
+    (file,) = (tmp_path / "non_finite").iterdir()
+    step = int(file.stem.removeprefix("step_"))
+    with np.load(file, allow_pickle=False) as saved:
+        expected = BatchLoader(
+            workspace.dataset, workspace.features, split="train", batch_size=8, seed=config.seed
+        ).batch(step - 1)
+        for name, value in expected.items():
+            np.testing.assert_array_equal(saved[name], value, err_msg=name)
+        history = dict(zip(saved["history_step"].tolist(), saved["history_loss"].tolist(), strict=True))
+    assert not np.isfinite(history[step])
+    assert all(np.isfinite(loss) for at, loss in history.items() if at < step)
+    assert not (tmp_path / "checkpoints").exists() or not any((tmp_path / "checkpoints").iterdir())
