@@ -8,7 +8,7 @@ renamed when complete. Items:
     normaliser           offsets and scales of actions, sensor and features
     optimizer            optimizer state (absent from imported policies)
     metadata             JSON: format version, training configuration, identity of the features and of the data set,
-                         step, position in the data, metrics, library versions
+                         step, position in the data, metrics, scalars not yet logged, library versions
 
 Arrays are restored onto today's devices whatever the number they were saved from; whatever is read is compared with its
 checksum first.
@@ -19,7 +19,7 @@ import importlib.metadata
 import json
 import logging
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -106,8 +106,11 @@ class CheckpointWriter:
         identity: RunIdentity,
         data_position: Mapping[str, Any],
         metrics: Mapping[str, float],
+        unlogged: Sequence[Mapping[str, float]] = (),
     ) -> None:
         """Starts writing a checkpoint; returns when the arrays are copied out, so that training may donate them.
+
+        unlogged: scalars of the updates since the last log line, which a resumed run's next line counts too.
 
         Raises:
             UserError: this checkpoint, or the one before, cannot be written.
@@ -115,7 +118,7 @@ class CheckpointWriter:
         self.wait()
         items: dict[str, Any] = {name: named_leaves(getattr(state, name)) for name in _STATE_ITEMS}
         items["normaliser"] = _normaliser_arrays(normaliser)
-        items["metadata"] = _metadata(step, config, identity, normaliser, data_position, metrics)
+        items["metadata"] = _metadata(step, config, identity, normaliser, data_position, metrics, unlogged)
         unfinished = self._directory / f"{step}{_UNFINISHED}"
         with _writing(unfinished), _context():
             written = ocp.save_checkpointables_async(unfinished, _non_empty(items), overwrite=True)
@@ -290,6 +293,7 @@ def read_metadata(directory: Path) -> dict[str, Any]:
         raise UserError(f"{directory} has checkpoint format {version}; this version reads {FORMAT_VERSION}")
     if not has_checksums and version != VERSION_WITHOUT_CHECKSUMS:
         raise _damaged(directory, [f"{CHECKSUMS_FILE} is missing"])
+    metadata.setdefault("unlogged", [])  # Checkpoints of the older format have none.
     return metadata
 
 
@@ -472,6 +476,7 @@ def _metadata(
     normaliser: Normaliser,
     data_position: Mapping[str, Any],
     metrics: Mapping[str, float],
+    unlogged: Sequence[Mapping[str, float]] = (),
 ) -> dict[str, Any]:
     return {
         "format_version": FORMAT_VERSION,
@@ -481,6 +486,7 @@ def _metadata(
         "centre_ascan": normaliser.centre_ascan,
         "data_position": dict(data_position),
         "metrics": dict(metrics),
+        "unlogged": [dict(scalars) for scalars in unlogged],
         "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
     }
 

@@ -5,7 +5,7 @@ import functools
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,13 +92,14 @@ def _train(
         BatchLoader(dataset, features, split="train", batch_size=config.batch_size, seed=config.seed)
     )
     metrics: dict[str, float] = {}
+    unlogged: list[dict[str, float]] = []
     if resume_step is None:
         state = initialise_state(config, optimizer, abstract)
         normaliser = fit_normaliser(config, dataset, features)
     else:
         state, normaliser, metadata = restore_state(run / CHECKPOINTS / str(resume_step), abstract)
         batches.set_state(metadata["data_position"])
-        metrics = metadata["metrics"]
+        metrics, unlogged = metadata["metrics"], metadata["unlogged"]
         logger.info("resuming %s at step %d of %d", run, resume_step, config.steps)
     normaliser = jax.device_put(normaliser, everywhere)
 
@@ -121,7 +122,7 @@ def _train(
         bar = stack.enter_context(
             progress_bar(total=config.steps, initial=first, desc="train", unit="step", smoothing=0.1)
         )
-        window = _Window(config)
+        window = _Window(config, unlogged)
         step = first
         for step, batch, position in prefetched(batches, mesh, first, config.steps, window):
             state, scalars = update(normaliser, state, batch, root_key)
@@ -151,6 +152,7 @@ def _train(
                     identity=identity,
                     data_position=position,
                     metrics=validated,
+                    unlogged=window.fetch(),
                 )
                 window.restart()
             if stop.is_set:
@@ -209,11 +211,14 @@ def check_batch_size(config: TrainConfig, mesh: Mesh) -> None:
 
 
 class _Window:
-    """Collects device scalars between two log lines, without waiting for the device."""
+    """Collects device scalars between two log lines, without waiting for the device.
 
-    def __init__(self, config: TrainConfig) -> None:
+    unlogged: what `fetch` returned when the checkpoint was saved that the run goes on from.
+    """
+
+    def __init__(self, config: TrainConfig, unlogged: Sequence[Mapping[str, float]] = ()) -> None:
         self._config = config
-        self._scalars: list[Mapping[str, jax.Array]] = []
+        self._scalars: list[Mapping[str, Any]] = list(unlogged)
         self.waited = 0.0
         self._started = time.perf_counter()
         self._steps = 0
@@ -226,13 +231,20 @@ class _Window:
         """Leaves validation and saving out of the rates."""
         self._started, self._steps, self.waited = time.perf_counter(), 0, 0.0
 
+    def fetch(self) -> list[dict[str, float]]:
+        """Waits for the device and returns the scalars of every update since the last log line."""
+        return [
+            {name: float(value) for name, value in scalars.items()}
+            for scalars in jax.device_get(self._scalars)
+        ]
+
     def check_finite(self, step: int) -> None:
         """Refuses to go on, or to save, after a loss that is not finite.
 
         Raises:
             UserError: names the first such step; `step` is the newest one.
         """
-        losses = [float(scalars["train/loss"]) for scalars in jax.device_get(self._scalars)]
+        losses = [scalars["train/loss"] for scalars in self.fetch()]
         for index, loss in enumerate(losses):
             if not math.isfinite(loss):
                 raise UserError(
@@ -247,7 +259,7 @@ class _Window:
             UserError: a loss in the window is not finite.
         """
         self.check_finite(step)
-        fetched = jax.device_get(self._scalars)
+        fetched = self.fetch()
         elapsed = max(time.perf_counter() - self._started, 1e-9)
         summary = {name: float(np.mean([scalars[name] for scalars in fetched])) for name in fetched[0]}
         if self._steps:
