@@ -22,6 +22,7 @@ from vla_jax.training.config import TrainConfig
 from vla_jax.training.loop import train
 from vla_jax.training.recipes import RecipeName, make_config
 from vla_jax.training.sharding import make_mesh
+from vla_jax.training.wandb_sink import require_wandb
 
 DESCRIPTION = """Trains a policy head on the packed data set DATA with the vision-language features in CACHE.
 
@@ -112,10 +113,14 @@ class Arguments:
     """Devices over which parameters and optimizer state are split."""
     resume: bool = False
     """Continue RUN from its newest checkpoint, or start it when there is none."""
+    wandb: bool = False
+    """Send the metrics to Weights & Biases too; WANDB_MODE=offline keeps them in RUN/wandb. Needs the extra `wandb`."""
 
 
 def main(arguments: Arguments) -> None:
     """Trains one policy and says where it is."""
+    if arguments.wandb:
+        require_wandb()
     dataset = open_dataset(arguments.data)
     resuming = arguments.resume and bool(checkpoint_steps(arguments.out))
     resumed = resolve_checkpoint(arguments.out) if resuming else None
@@ -129,7 +134,9 @@ def main(arguments: Arguments) -> None:
         f"{len(dataset.sample_ticks('train'))} training and {len(dataset.sample_ticks('val'))} held-out samples, "
         f"{table.num_slots} feature slots of width {table.width}"
     )
-    result = train(config, dataset, table, arguments.out, mesh=mesh, resume=arguments.resume)
+    result = train(
+        config, dataset, table, arguments.out, mesh=mesh, resume=arguments.resume, wandb=arguments.wandb
+    )
     if result.interrupted:
         console.print(f"stopped and saved at step {result.step} of {config.steps}; continue with:")
         print(f"python -m experiments.train {shlex.join(_resume_arguments(sys.argv[1:]))}")

@@ -58,11 +58,14 @@ def train(
     *,
     mesh: Mesh,
     resume: bool = False,
+    wandb: bool = False,
 ) -> TrainResult:
     """Trains a policy on the data set's training episodes and writes RUN.
 
     Writes RUN/config.json, RUN/metrics.jsonl, RUN/tensorboard and RUN/checkpoints. With `resume` it continues
     from RUN's newest checkpoint, bit for bit on a CPU, or starts RUN when there is none.
+
+    wandb: whether to send the metrics to Weights & Biases too.
 
     Raises:
         UserError: RUN holds a run and `resume` is False; another process writes RUN; no training samples; batch
@@ -74,7 +77,7 @@ def train(
         if steps_done and not resume:
             raise UserError(f"{run} already holds a run; continue it with --resume or choose another --out")
         write_config(config, run)
-        return _train(config, dataset, features, run, mesh, steps_done[-1] if steps_done else None)
+        return _train(config, dataset, features, run, mesh, steps_done[-1] if steps_done else None, wandb)
 
 
 def _train(
@@ -84,6 +87,7 @@ def _train(
     run: Path,
     mesh: Mesh,
     resume_step: int | None,
+    wandb: bool,
 ) -> TrainResult:
     optimizer = make_optimizer(config.optimizer, config.steps)
     abstract = abstract_state(config, optimizer, mesh)
@@ -116,7 +120,7 @@ def _train(
     first = resume_step or 0
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(stop_requested())
-        writer = stack.enter_context(MetricWriter(run, resume_step=first))
+        writer = stack.enter_context(MetricWriter(run, resume_step=first, wandb=config if wandb else None))
         checkpoints = stack.enter_context(contextlib.closing(CheckpointWriter(run)))
         stack.enter_context(contextlib.closing(batches))  # A reader left open can hang the process's exit.
         bar = stack.enter_context(
