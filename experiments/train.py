@@ -32,6 +32,7 @@ from vla_jax.training.optimizer import make_schedule
 from vla_jax.training.processes import is_main_process, join_processes
 from vla_jax.training.recipes import RecipeName, make_config
 from vla_jax.training.sharding import make_mesh
+from vla_jax.training.wandb_sink import require_wandb
 
 DESCRIPTION = """Trains a policy head on the packed data set DATA with the vision-language features in CACHE.
 
@@ -147,10 +148,14 @@ class Arguments:
     """Number of this process, from 0."""
     resume: bool = False
     """Continue RUN from its newest checkpoint, or start it when there is none."""
+    wandb: bool = False
+    """Send the metrics to Weights & Biases too; WANDB_MODE=offline keeps them in RUN/wandb. Needs the extra `wandb`."""
 
 
 def main(arguments: Arguments) -> None:
     """Trains one policy and says where it is."""
+    if arguments.wandb:
+        require_wandb()
     if arguments.distributed:
         join_processes(arguments.coordinator, arguments.num_processes, arguments.process_id)
     refuse_silent_cpu()
@@ -177,6 +182,7 @@ def main(arguments: Arguments) -> None:
         resume=arguments.resume,
         initial=initial,
         feed=arguments.feed,
+        wandb=arguments.wandb,
         announce=console.print,
     )
     if not is_main_process():

@@ -141,4 +141,10 @@ def test_users_mistakes_each_get_one_line_and_status_2(workspace, tmp_path):
     for file in (damaged / CHECKPOINTS / "4" / "ema_params").rglob("d/*"):
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     assert "damaged" in refused("evaluate", damaged, *evaluate)
+    assert "damaged" in refused("export_torch", damaged, tmp_path / "out.pt")
+    resume_damaged = ("train", data, "--cache", cache, "--out", damaged, *TRAIN_OPTIONS, "--resume")
+    assert f"checkpoint {damaged / CHECKPOINTS / '2'} is sound" in refused(*resume_damaged)
+    (damaged / CHECKPOINTS / "4").rename(damaged / "4.damaged")
+    run_command(*resume_damaged)
+    assert checkpoint_steps(damaged) == [2, 4]
     run_command("train", data, "--cache", cache, *out, "--fusion-strategy", "concatt", status=2)

@@ -1,21 +1,26 @@
 """Checkpoints that describe themselves: everything to resume, and everything to run the policy, in one directory.
 
-RUN/checkpoints/<step>/ is one Orbax checkpoint, written under a temporary name and renamed when complete. Items:
+RUN/checkpoints/<step>/ is one Orbax checkpoint with the checksums of all its files, written under a temporary name and
+renamed when complete. Items:
 
     params, ema_params   parameters and their average, one array per name (`sensor_encoder.….kernel`)
     statistics           BatchNorm's running moments
     normaliser           offsets and scales of actions, sensor and features
     optimizer            optimizer state (absent from imported policies)
     metadata             JSON: format version, training configuration, identity of the features and of the data set,
-                         step, position in the data, metrics, library versions
+                         step, position in the data, metrics, scalars not yet logged, library versions
 
-Arrays are restored onto today's devices whatever the number they were saved from.
+Arrays are restored onto today's devices whatever the number they were saved from; whatever is read is compared with its
+checksum first.
 """
 
 import contextlib
 import importlib.metadata
 import json
-from collections.abc import Iterator, Mapping
+import logging
+import shutil
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -23,7 +28,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tensorstore
 from flax import nnx
 from orbax.checkpoint import v1 as ocp
 
@@ -31,16 +35,23 @@ from vla_jax import config_json
 from vla_jax.errors import UserError
 from vla_jax.models.policy_network import PolicyNetwork
 from vla_jax.normalisation import Normaliser
+from vla_jax.training.checksums import CHECKSUMS_FILE, find_changes, write_checksums
 from vla_jax.training.config import TrainConfig
 from vla_jax.training.optimizer import parameter_name
 from vla_jax.training.state import TrainState
 
-FORMAT_VERSION = 1
+logger = logging.getLogger(__name__)
+
+FORMAT_VERSION = 2
+VERSION_WITHOUT_CHECKSUMS = 1
 CHECKPOINTS = "checkpoints"
 VALIDATION = "validation"
 BEST_METRIC = f"{VALIDATION}/action_mse"
 _STATE_ITEMS = ("params", "ema_params", "statistics", "optimizer")
 _METADATA_FILE = "data.json"  # What Orbax's JSON handler calls it.
+# Names of folders beside the checkpoints, of which one that starts is left by a process that was killed.
+_UNFINISHED, _DISCARDED, _ORBAX_UNFINISHED = ".unfinished", ".discarded", ".orbax-checkpoint-tmp"
+_NUM_CHANGES_NAMED = 3
 _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "numpy", "vla-jax")
 
 
@@ -70,23 +81,21 @@ class LoadedPolicy:
 
 
 class CheckpointWriter:
-    """Writes checkpoints of one run in the background; keeps the newest `keep` and the best by validation."""
+    """Writes checkpoints of one run in the background; keeps the newest `keep` and the best by validation.
+
+    With several processes each makes one and calls it alike; the first of them finishes and discards checkpoints.
+    """
 
     def __init__(self, run: Path, *, keep: int = 2) -> None:
-        policies = ocp.training.preservation_policies
-        self._checkpointer = ocp.training.Checkpointer(
-            (run / CHECKPOINTS).absolute(),
-            context=_context(),
-            preservation_policy=policies.AnyPreservationPolicy(
-                [
-                    policies.LatestN(keep),
-                    policies.BestN(
-                        n=1, get_metric_fn=_best_metric, reverse=True, keep_checkpoints_without_metrics=False
-                    ),
-                ]
-            ),
-            cleanup_tmp_directories=True,
-        )
+        self._directory = (run / CHECKPOINTS).absolute()
+        self._directory.mkdir(parents=True, exist_ok=True)
+        self._keep = keep
+        self._is_first_process = jax.process_index() == 0
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: Future[None] | None = None
+        if self._is_first_process:
+            _remove_remains(self._directory)
+        self._scores = _scores(run)
 
     def save(
         self,
@@ -98,18 +107,58 @@ class CheckpointWriter:
         identity: RunIdentity,
         data_position: Mapping[str, Any],
         metrics: Mapping[str, float],
+        unlogged: Sequence[Mapping[str, float]] = (),
     ) -> None:
-        """Starts writing a checkpoint; returns when the arrays are copied out, so that training may donate them."""
+        """Starts writing a checkpoint; returns when the arrays are copied out, so that training may donate them.
+
+        unlogged: scalars of the updates since the last log line, which a resumed run's next line counts too.
+
+        Raises:
+            UserError: this checkpoint, or the one before, cannot be written.
+        """
+        self.wait()
         items: dict[str, Any] = {name: named_leaves(getattr(state, name)) for name in _STATE_ITEMS}
         items["normaliser"] = _normaliser_arrays(normaliser)
-        items["metadata"] = _metadata(step, config, identity, normaliser, data_position, metrics)
-        self._checkpointer.save_checkpointables_async(
-            step, _non_empty(items), force=True, metrics=dict(metrics) or None
-        )
+        items["metadata"] = _metadata(step, config, identity, normaliser, data_position, metrics, unlogged)
+        unfinished = self._directory / f"{step}{_UNFINISHED}"
+        with _writing(unfinished), _context():
+            written = ocp.save_checkpointables_async(unfinished, _non_empty(items), overwrite=True)
+        self._scores[step] = metrics.get(BEST_METRIC)
+        self._pending = self._thread.submit(self._finish, written, unfinished)
+
+    def wait(self) -> None:
+        """Waits until the last checkpoint is on disk.
+
+        Raises:
+            UserError: it could not be written.
+        """
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
 
     def close(self) -> None:
         """Waits until everything is on disk."""
-        self._checkpointer.close()
+        try:
+            self.wait()
+        finally:
+            self._thread.shutdown()
+
+    def _finish(self, written: Any, unfinished: Path) -> None:
+        with _writing(unfinished):
+            written.result()
+            if self._is_first_process:
+                _commit(unfinished)
+                self._discard_old()
+
+    def _discard_old(self) -> None:
+        scored = {step: score for step, score in self._scores.items() if score is not None}
+        kept = {*sorted(self._scores)[-self._keep :], *sorted(scored, key=scored.__getitem__)[:1]}
+        for step in self._scores.keys() - kept:
+            # Renamed first: a process killed while it deletes leaves no half of a checkpoint.
+            discarded = self._directory / f"{step}{_DISCARDED}"
+            (self._directory / str(step)).rename(discarded)
+            shutil.rmtree(discarded)
+            del self._scores[step]
 
 
 def save_policy(
@@ -137,8 +186,10 @@ def save_policy(
         "metadata": _metadata(0, config, identity, normaliser, {}, {}),
     }
     directory.parent.mkdir(parents=True, exist_ok=True)
-    with _context():
-        ocp.save_checkpointables(directory.absolute(), _non_empty(items))
+    unfinished = directory.absolute().with_name(f"0{_UNFINISHED}")
+    with _writing(unfinished), _context():
+        ocp.save_checkpointables(unfinished, _non_empty(items), overwrite=True)
+        _commit(unfinished)
     return directory
 
 
@@ -156,6 +207,7 @@ def load_policy(path: Path, *, checkpoint: str = "latest") -> LoadedPolicy:
     abstract = nnx.eval_shape(lambda: PolicyNetwork(config.policy, rngs=nnx.Rngs(0)))
     structure, abstract_params, abstract_statistics = nnx.split(abstract, nnx.Param, ...)
     item = "ema_params" if config.ema_decay > 0 else "params"
+    _check_sound(directory, (item, "statistics", "normaliser"))
     params, statistics = _restore(directory, {item: abstract_params, "statistics": abstract_statistics})
     return LoadedPolicy(
         network=nnx.merge(structure, params, statistics),
@@ -179,6 +231,7 @@ def restore_state(
         UserError: the checkpoint does not hold such a state.
     """
     metadata = read_metadata(directory)
+    _check_sound(directory, (*_STATE_ITEMS, "normaliser"))
     items = _restore(directory, {name: getattr(abstract_state, name) for name in _STATE_ITEMS})
     step = jax.device_put(np.int32(metadata["step"]), abstract_state.step.sharding)
     state = TrainState(step=step, **dict(zip(_STATE_ITEMS, items, strict=True)))
@@ -188,7 +241,7 @@ def restore_state(
 def checkpoint_steps(run: Path) -> list[int]:
     """Returns the steps of RUN's complete checkpoints, ascending.
 
-    Orbax takes any folder with a numeric name for a checkpoint; here one must hold what it says.
+    A folder with a numeric name is one only when it holds what a checkpoint says of itself.
     """
     directory = run / CHECKPOINTS
     if not directory.is_dir():
@@ -229,13 +282,19 @@ def read_metadata(directory: Path) -> dict[str, Any]:
     Raises:
         UserError: it is missing, damaged or of another version.
     """
+    has_checksums = (directory / CHECKSUMS_FILE).is_file()
+    if has_checksums:
+        _check_sound(directory, ("metadata",))
     try:
         metadata = json.loads((directory / "metadata" / _METADATA_FILE).read_text())
         version = metadata["format_version"]
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{directory} is not a readable vla-jax checkpoint: {error}") from error
-    if version != FORMAT_VERSION:
+    if version not in (FORMAT_VERSION, VERSION_WITHOUT_CHECKSUMS):
         raise UserError(f"{directory} has checkpoint format {version}; this version reads {FORMAT_VERSION}")
+    if not has_checksums and version != VERSION_WITHOUT_CHECKSUMS:
+        raise _damaged(directory, [f"{CHECKSUMS_FILE} is missing"])
+    metadata.setdefault("unlogged", [])  # Checkpoints of the older format have none.
     return metadata
 
 
@@ -252,8 +311,6 @@ def named_leaves(tree: Any) -> dict[str, Any]:
 def _restore(directory: Path, abstract: Mapping[str, Any]) -> list[Any]:
     """Restores items onto the shapes, dtypes and shardings of `abstract`, listing every disagreement at once."""
     wanted = {item: named_leaves(tree) for item, tree in abstract.items()}
-    for item in wanted:
-        _check_readable(directory / item)
     faults = []
     for item, leaves in wanted.items():
         stored = _stored_shapes(directory, item)
@@ -292,27 +349,80 @@ def _stored_shapes(directory: Path, item: str) -> dict[str, tuple[int, ...]]:
     if not (directory / item).is_dir():
         return {}
     with _reading(directory), _context():
-        stored = ocp.checkpointables_metadata(directory.absolute()).metadata[item]
+        stored = ocp.metadata(directory.absolute(), item).metadata
         return {name: tuple(leaf.shape) for name, leaf in stored.items()}
 
 
-def _check_readable(item: Path) -> None:
-    """Reads an item's every entry, one after another.
-
-    Orbax reads in parallel, and each of its readers that meets damage prints a traceback of its own.
+def _check_sound(directory: Path, items: Collection[str]) -> None:
+    """Compares what is to be read of a checkpoint with its checksums.
 
     Raises:
-        UserError: an entry cannot be read.
+        UserError: something has changed since it was written.
     """
-    if not item.is_dir():
+    if not (directory / CHECKSUMS_FILE).is_file() and _has_no_checksums_yet(directory):
+        logger.warning("%s was written before checkpoints had checksums: it is read unchecked", directory)
         return
+    changes = find_changes(directory, items)
+    if changes:
+        raise _damaged(directory, changes)
+
+
+def _has_no_checksums_yet(directory: Path) -> bool:
+    return read_metadata(directory)["format_version"] == VERSION_WITHOUT_CHECKSUMS
+
+
+def _damaged(directory: Path, changes: list[str]) -> UserError:
+    """Says what has changed in a checkpoint, and which other one of its run can be used."""
+    named = "; ".join(changes[:_NUM_CHANGES_NAMED])
+    if len(changes) > _NUM_CHANGES_NAMED:
+        named += f"; and {len(changes) - _NUM_CHANGES_NAMED} more"
+    others = reversed(checkpoint_steps(directory.parent.parent))
+    siblings = (directory.with_name(str(step)) for step in others if str(step) != directory.name)
+    sound = next((other for other in siblings if not find_changes(other)), None)
+    if sound is None:
+        advice = "its run holds no other sound checkpoint"
+    else:
+        advice = (
+            f"checkpoint {sound} is sound: name that one, or, to resume from it, move {directory.name} out of "
+            f"{directory.parent} and run the same command again"
+        )
+    return UserError(f"{directory} is damaged ({named}); {advice}")
+
+
+def _commit(unfinished: Path) -> None:
+    """Makes a complete folder the checkpoint that its name says, with the checksums of all its files."""
+    write_checksums(unfinished)
+    unfinished.rename(unfinished.with_name(unfinished.name.removesuffix(_UNFINISHED)))
+
+
+def _remove_remains(directory: Path) -> None:
+    """Removes what processes that were killed left behind."""
+    for child in directory.iterdir():
+        if any(mark in child.name for mark in (_UNFINISHED, _DISCARDED, _ORBAX_UNFINISHED)):
+            shutil.rmtree(child)
+
+
+def _scores(run: Path) -> dict[int, float | None]:
+    """Reads the validation errors of a run's checkpoints; one that cannot be read is left out."""
+    scores = {}
+    for step in checkpoint_steps(run):
+        try:
+            metrics = read_metadata(run / CHECKPOINTS / str(step))["metrics"]
+        except UserError as error:
+            logger.warning("left alone: %s", error)
+        else:
+            scores[step] = metrics.get(BEST_METRIC)
+    return scores
+
+
+@contextlib.contextmanager
+def _writing(unfinished: Path) -> Iterator[None]:
+    """Says in one line why a checkpoint cannot be written, and leaves nothing of it."""
     try:
-        database = {"driver": "ocdbt", "base": item.absolute().as_uri() + "/"}
-        entries = tensorstore.KvStore.open(database).result()
-        for key in entries.list().result():
-            entries.read(key).result()
-    except ValueError as error:
-        raise UserError(f"{item} is damaged and cannot be restored: {error}") from error
+        yield
+    except (OSError, ValueError) as error:  # tensorstore says a full disk with a ValueError.
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise UserError(f"cannot write {unfinished.with_suffix('')}: {error}") from error
 
 
 @contextlib.contextmanager
@@ -367,6 +477,7 @@ def _metadata(
     normaliser: Normaliser,
     data_position: Mapping[str, Any],
     metrics: Mapping[str, float],
+    unlogged: Sequence[Mapping[str, float]] = (),
 ) -> dict[str, Any]:
     return {
         "format_version": FORMAT_VERSION,
@@ -376,13 +487,10 @@ def _metadata(
         "centre_ascan": normaliser.centre_ascan,
         "data_position": dict(data_position),
         "metrics": dict(metrics),
+        "unlogged": [dict(scalars) for scalars in unlogged],
         "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
     }
 
 
 def _train_config(metadata: Mapping[str, Any], directory: Path) -> TrainConfig:
     return config_json.from_json(TrainConfig, json.dumps(metadata["config"]), source=str(directory))
-
-
-def _best_metric(metrics: Mapping[str, float]) -> float:
-    return metrics[BEST_METRIC]

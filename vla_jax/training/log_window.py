@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -21,11 +22,12 @@ class LogWindow:
     """Collects device scalars between two log lines, without waiting for the device.
 
     batch_size: samples of an update, for the rate.
+    unlogged: what `fetch` returned when the checkpoint was saved that the run goes on from.
     """
 
-    def __init__(self, batch_size: int) -> None:
+    def __init__(self, batch_size: int, unlogged: Sequence[Mapping[str, float]] = ()) -> None:
         self._batch_size = batch_size
-        self._scalars: list[Mapping[str, jax.Array]] = []
+        self._scalars: list[Mapping[str, Any]] = list(unlogged)
         self._waited = 0.0
         self._started = time.perf_counter()
         self._steps = 0
@@ -43,13 +45,20 @@ class LogWindow:
         """Leaves validation and saving out of the rates."""
         self._started, self._steps, self._waited = time.perf_counter(), 0, 0.0
 
+    def fetch(self) -> list[dict[str, float]]:
+        """Waits for the device and returns the scalars of every update since the last log line."""
+        return [
+            {name: float(value) for name, value in scalars.items()}
+            for scalars in jax.device_get(self._scalars)
+        ]
+
     def check_finite(self, step: int) -> None:
         """Waits for the device, and looks at all losses since the last log line; `step` is the newest.
 
         Raises:
             NonFiniteLossError: one of them is not finite.
         """
-        losses = [float(scalars["train/loss"]) for scalars in jax.device_get(self._scalars)]
+        losses = [scalars["train/loss"] for scalars in self.fetch()]
         history = {step - len(losses) + 1 + index: loss for index, loss in enumerate(losses)}
         for at, loss in history.items():
             if not math.isfinite(loss):
@@ -62,7 +71,7 @@ class LogWindow:
             NonFiniteLossError: a loss in the window is not finite.
         """
         self.check_finite(step)
-        fetched = jax.device_get(self._scalars)
+        fetched = self.fetch()
         elapsed = max(time.perf_counter() - self._started, 1e-9)
         summary = {name: float(np.mean([scalars[name] for scalars in fetched])) for name in fetched[0]}
         if self._steps:

@@ -63,6 +63,7 @@ def train(
     resume: bool = False,
     initial: LoadedPolicy | None = None,
     feed: FeedMode = "auto",
+    wandb: bool = False,
     announce: Callable[[str], None] = logger.info,
 ) -> TrainResult:
     """Trains a policy on the data set's training episodes and writes RUN.
@@ -73,6 +74,7 @@ def train(
 
     initial: a policy whose weights and normalisation a new run begins with; `config.policy` must describe it.
     feed: how batches reach the devices, see `vla_jax.training.feeding`.
+    wandb: whether to send the metrics to Weights & Biases too.
     announce: is told, line by line, what the run is about to do.
 
     Raises:
@@ -86,7 +88,7 @@ def train(
             raise UserError(f"{run} already holds a run; continue it with --resume or choose another --out")
         if is_main_process():
             write_config(config, run)
-        session = _Session(config, dataset, features, run, mesh, feed, announce)
+        session = _Session(config, dataset, features, run, mesh, feed, wandb, announce)
         return session.train(steps_done[-1] if steps_done else None, initial)
 
 
@@ -101,6 +103,7 @@ class _Session:
         run: Path,
         mesh: Mesh,
         feed: FeedMode,
+        wandb: bool,
         announce: Callable[[str], None],
     ) -> None:
         self.config = config
@@ -109,6 +112,7 @@ class _Session:
         self.run = run
         self.mesh = mesh
         self.feed_mode: FeedMode = feed
+        self.wandb = wandb
         self.announce = announce
         self.optimizer = make_optimizer(config.optimizer, config.steps)
         self.abstract = abstract_state(config, self.optimizer, mesh)
@@ -119,11 +123,12 @@ class _Session:
     def train(self, resume_step: int | None, initial: LoadedPolicy | None) -> TrainResult:
         config, announce = self.config, self.announce
         metrics: dict[str, float] = {}
-        position = None
+        position, unlogged = None, []
         if resume_step is not None:
             directory = self.run / CHECKPOINTS / str(resume_step)
             state, normaliser, metadata = restore_state(directory, self.abstract)
             position, metrics = metadata["data_position"], metadata["metrics"]
+            unlogged = metadata["unlogged"]
             announce(f"resuming at step {resume_step} of {config.steps}")
         else:
             network = None if initial is None else initial.network
@@ -159,8 +164,10 @@ class _Session:
                 batches.set_state(position)
             first_batch = batches.index
             # The numbers are the same in every process.
-            writer = MetricWriter(self.run, resume_step=first) if is_main_process() else None
-            stack.enter_context(writer or contextlib.nullcontext())
+            writer = None
+            if is_main_process():
+                sent = config if self.wandb else None
+                writer = stack.enter_context(MetricWriter(self.run, resume_step=first, wandb=sent))
             checkpoints = stack.enter_context(contextlib.closing(CheckpointWriter(self.run)))
             bar = stack.enter_context(
                 progress_bar(
@@ -172,7 +179,7 @@ class _Session:
                     disable=not is_main_process() or None,
                 )
             )
-            window = LogWindow(config.batch_size)
+            window = LogWindow(config.batch_size, unlogged)
             step, stopping = first, False
             try:
                 for step, batch, position in prefetched(
@@ -211,6 +218,7 @@ class _Session:
                             identity=self.identity,
                             data_position=position,
                             metrics=validated,
+                            unlogged=window.fetch(),
                         )
                         window.restart()
                     if stopping:

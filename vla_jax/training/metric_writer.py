@@ -1,4 +1,4 @@
-"""Where a run's numbers go: JSON lines always, TensorBoard beside them."""
+"""Where a run's numbers go: JSON lines always, TensorBoard beside them, Weights & Biases when asked for."""
 
 import json
 import math
@@ -7,17 +7,23 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from vla_jax.training.config import TrainConfig
+from vla_jax.training.wandb_sink import WandbSink
+
 
 class MetricWriter:
     """Appends metrics to RUN/metrics.jsonl and to TensorBoard event files under RUN/tensorboard.
+
+    wandb: the configuration to show in Weights & Biases; None sends nothing there.
 
     Names are `group/name`. One line of JSON per call, with its step; a resumed run appends to the same files, and
     lines after the step it resumed from are taken out first, so that every step stands there once.
     """
 
-    def __init__(self, run: Path, *, resume_step: int = 0) -> None:
+    def __init__(self, run: Path, *, resume_step: int = 0, wandb: TrainConfig | None = None) -> None:
         from tensorboardX import SummaryWriter  # Imports a protobuf runtime: only when a run starts.
 
+        self._wandb = None if wandb is None else WandbSink(run, wandb)
         self.path = run / "metrics.jsonl"
         self._drop_lines_after(resume_step)
         self._lines = self.path.open("a")
@@ -30,11 +36,15 @@ class MetricWriter:
         self._lines.flush()
         for name, value in metrics.items():
             self._events.add_scalar(name, value, step)
+        if self._wandb is not None:
+            self._wandb.write(step, metrics)
 
-    def close(self) -> None:
-        """Flushes and closes both files."""
+    def close(self, *, failed: bool = False) -> None:
+        """Flushes and closes all of them."""
         self._lines.close()
         self._events.close()
+        if self._wandb is not None:
+            self._wandb.close(failed=failed)
 
     def __enter__(self) -> Self:
         return self
@@ -42,7 +52,7 @@ class MetricWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        self.close(failed=kind is not None)
 
     def _drop_lines_after(self, step: int) -> None:
         if not self.path.exists():

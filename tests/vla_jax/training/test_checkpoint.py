@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -21,6 +22,7 @@ from vla_jax.training.checkpoint import (
     restore_state,
     save_policy,
 )
+from vla_jax.training.checksums import CHECKSUMS_FILE, write_checksums
 
 IDENTITY = RunIdentity(features={"backbone": "tiny", "grid": 2}, data={"views": ["View1"]})
 
@@ -67,10 +69,7 @@ def test_a_policy_comes_back_from_its_directory_alone(trainer, run):
 
 
 def test_a_training_state_comes_back_whole(trainer, run):
-    abstract = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), trainer.state
-    )
-    state, normaliser, metadata = restore_state(run / CHECKPOINTS / "2", abstract)
+    state, normaliser, metadata = restore_state(run / CHECKPOINTS / "2", _abstract(trainer.state))
     _assert_equal(dataclasses.replace(state, step=trainer.state.step), trainer.state)
     assert int(state.step) == 2
     assert metadata["data_position"] == {"next_index": 2}
@@ -123,11 +122,132 @@ def test_missing_and_damaged_checkpoints_are_said(trainer, tmp_path):
     content = json.loads(metadata.read_text())
     content["config"]["policy"]["expert"]["hidden_dim"] = 32
     metadata.write_text(json.dumps(content))
+    write_checksums(checkpoint)
     with pytest.raises(UserError, match=r"does not fit its configuration: .*has shape .*expert"):
         load_policy(tmp_path)
     metadata.write_text(json.dumps(content)[:100])
+    write_checksums(checkpoint)
     with pytest.raises(UserError, match="not a readable"):
         load_policy(tmp_path)
+
+
+def test_one_flipped_bit_anywhere_is_noticed_before_anything_is_read(trainer, run, tmp_path):
+    """In every file, at its first and last byte and at places between them, the checksums themselves included."""
+    shutil.copytree(run, tmp_path / "run")
+    checkpoint = tmp_path / "run" / CHECKPOINTS / "2"
+    abstract = _abstract(trainer.state)
+    restore_state(checkpoint, abstract)
+    rng = np.random.default_rng(0)
+    files = [path for path in sorted(checkpoint.rglob("*")) if path.is_file() and path.stat().st_size]
+    assert len(files) > 20
+    for path in files:
+        content = path.read_bytes()
+        for position in {0, len(content) - 1, *rng.integers(0, len(content), 3).tolist()}:
+            changed = bytearray(content)
+            changed[position] ^= 1 << int(rng.integers(8))
+            path.write_bytes(changed)
+            with pytest.raises(UserError, match=r"2 is damaged .*/1 is sound: name that one"):
+                restore_state(checkpoint, abstract)
+        path.write_bytes(content)
+    restore_state(checkpoint, abstract)
+
+
+@pytest.mark.parametrize("item", ["ema_params", "statistics", "normaliser", "metadata"])
+def test_a_policy_is_not_made_of_damaged_parts(run, tmp_path, item):
+    shutil.copytree(run, tmp_path / "run")
+    checkpoint = tmp_path / "run" / CHECKPOINTS / "2"
+    _flip_a_bit(checkpoint / item)
+    with pytest.raises(UserError, match=rf"2 is damaged \({item}/.* has changed\); checkpoint .*1 is sound"):
+        load_policy(tmp_path / "run")
+    assert load_policy(checkpoint.with_name("1")).step == 1
+
+
+def test_damage_that_a_policy_does_not_need_does_not_keep_it_from_running(trainer, run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    _flip_a_bit(tmp_path / "run" / CHECKPOINTS / "2" / "optimizer")
+    assert load_policy(tmp_path / "run").step == 2
+    with pytest.raises(UserError, match="2 is damaged"):
+        restore_state(tmp_path / "run" / CHECKPOINTS / "2", _abstract(trainer.state))
+
+
+def test_missing_and_added_files_are_damage(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    checkpoint = tmp_path / "run" / CHECKPOINTS / "2"
+    (checkpoint / "params" / ".nfs0001").write_text("a hidden file of a file system")
+    load_policy(checkpoint)
+    added = checkpoint / "ema_params" / "added"
+    added.write_text("")
+    with pytest.raises(UserError, match="ema_params/added was not written with it"):
+        load_policy(checkpoint)
+    added.unlink()
+    next((checkpoint / "ema_params" / "d").iterdir()).unlink()
+    with pytest.raises(UserError, match=r"ema_params/d/.* is missing"):
+        load_policy(checkpoint)
+    (checkpoint / CHECKSUMS_FILE).unlink()
+    with pytest.raises(UserError, match=rf"damaged \({CHECKSUMS_FILE} is missing\)"):
+        load_policy(checkpoint)
+
+
+def test_where_no_checkpoint_is_sound_it_says_so(trainer, tmp_path):
+    write(trainer, tmp_path, [1, 2])
+    for step in ("1", "2"):
+        (tmp_path / CHECKPOINTS / step / "normaliser" / "_METADATA").write_text("{}")
+    with pytest.raises(UserError, match="holds no other sound checkpoint"):
+        load_policy(tmp_path)
+
+
+def test_checkpoints_from_before_there_were_checksums_are_read(run, tmp_path, caplog):
+    shutil.copytree(run, tmp_path / "run")
+    checkpoint = tmp_path / "run" / CHECKPOINTS / "2"
+    metadata = checkpoint / "metadata" / "data.json"
+    metadata.write_text(json.dumps(json.loads(metadata.read_text()) | {"format_version": 1}))
+    (checkpoint / CHECKSUMS_FILE).unlink()
+    assert load_policy(checkpoint).step == 2
+    assert "read unchecked" in caplog.text
+
+
+def test_what_killed_processes_left_is_no_checkpoint_and_goes(trainer, tmp_path):
+    write(trainer, tmp_path, [1, 2])
+    remains = [
+        tmp_path / CHECKPOINTS / name
+        for name in ("3.unfinished", "3.unfinished.orbax-checkpoint-tmp", "0.discarded")
+    ]
+    for remain in remains:
+        shutil.copytree(tmp_path / CHECKPOINTS / "2", remain)
+    assert checkpoint_steps(tmp_path) == [1, 2]
+    write(trainer, tmp_path, [3])
+    assert not any(remain.exists() for remain in remains)
+    assert checkpoint_steps(tmp_path) == [2, 3]
+
+
+def test_a_damaged_checkpoint_is_never_discarded(trainer, tmp_path):
+    write(trainer, tmp_path, [1, 2])
+    (tmp_path / CHECKPOINTS / "1" / "metadata" / "data.json").write_text("{")
+    write(trainer, tmp_path, [3, 4])
+    assert checkpoint_steps(tmp_path) == [1, 3, 4]
+
+
+def test_a_checkpoint_that_cannot_be_written_is_said(trainer, tmp_path):
+    """As on a full disk: the file system refuses."""
+    (tmp_path / CHECKPOINTS).mkdir()
+    (tmp_path / CHECKPOINTS / "1").write_text("in the way")
+    with pytest.raises(UserError, match=r"cannot write .*checkpoints/1: "):
+        write(trainer, tmp_path, [1])
+    assert [path.name for path in (tmp_path / CHECKPOINTS).iterdir()] == ["1"]
+
+
+def _flip_a_bit(item):
+    """Changes one bit in the middle of an item's largest file."""
+    largest = max((path for path in item.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+
+
+def _abstract(state):
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state
+    )
 
 
 def _assert_equal(tree, expected):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -11,7 +12,7 @@ from flax import nnx
 from tests.vla_jax.evaluation.workspace import make_workspace
 from vla_jax.data import BatchLoader
 from vla_jax.errors import UserError
-from vla_jax.training.checkpoint import load_policy
+from vla_jax.training.checkpoint import CHECKPOINTS, checkpoint_steps, load_policy
 from vla_jax.training.loop import train
 from vla_jax.training.recipes import make_config
 from vla_jax.training.sharding import make_mesh
@@ -54,6 +55,11 @@ def parameters(policy):
     return nnx.state(policy.network, nnx.Param)
 
 
+def without_times(logged):
+    """The deterministic part of a run's log."""
+    return [{name: value for name, value in line.items() if "time/" not in name} for line in logged]
+
+
 def losses(logged):
     return [line["train/loss"] for line in logged if "train/loss" in line]
 
@@ -84,6 +90,16 @@ def test_a_run_says_what_it_is_about_to_do(workspace, from_host):
     samples = len(workspace.dataset.sample_ticks("train"))
     assert f"{samples} training" in said
     assert f"episodes: {samples} training samples" in said
+
+
+def test_a_run_resumed_between_two_log_lines_logs_what_an_undisturbed_one_does(workspace, tmp_path):
+    config = debug_config(workspace, steps=12, checkpoint_every=2, log_every=3, validate_every=6)
+    _, undisturbed, _ = run(workspace, tmp_path, config)
+    assert [line["step"] for line in undisturbed if "train/loss" in line] == [3, 6, 9, 12]
+    shutil.rmtree(tmp_path / CHECKPOINTS / "12")
+    assert checkpoint_steps(tmp_path)[-1] == 10
+    _, resumed, _ = run(workspace, tmp_path, config, resume=True)
+    assert without_times(resumed) == without_times(undisturbed)
 
 
 def test_averaged_and_live_weights_are_both_validated(from_host):

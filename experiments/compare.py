@@ -1,0 +1,107 @@
+"""`python -m experiments.compare RUN…`: several training runs side by side."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.table import Table
+
+from experiments import cli
+from experiments.console import make_console
+from vla_jax.errors import UserError
+from vla_jax.evaluation.comparison import (
+    NOTE,
+    Row,
+    as_json,
+    cells,
+    compare,
+    comparison_html,
+    differences,
+    text,
+)
+from vla_jax.training.history import RunHistory, read_history
+
+DESCRIPTION = """Tabulates training runs: loss, error on held-out episodes, time, and the settings in which they differ.
+
+Runs may be finished, interrupted or still going. With --out it writes a self-contained HTML page with the learning
+curves, and comparison.json with the numbers."""
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Options of the command."""
+
+    runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN [RUN …]")]
+    """Training output directories."""
+    out: Path | None = None
+    """Directory for comparison.html and comparison.json, or the name of the .html file."""
+    reach: float | None = None
+    """Held-out action error (mean square, mm and degrees) for which to say at which update each run reached it."""
+
+
+def main(arguments: Arguments) -> None:
+    """Prints the table, and writes the page when asked to."""
+    if not arguments.runs:
+        raise UserError("give at least one training output directory")
+    histories = [read_history(run) for run in arguments.runs]
+    rows = compare(histories, arguments.reach)
+    console = make_console()
+    console.print(summary_table(rows, arguments.reach))
+    if len(histories) > 1:
+        console.print(difference_table(histories, rows))
+    if arguments.out is not None:
+        path = write_report(arguments.out, histories, rows, arguments.reach)
+        console.print(f"report: {path}", soft_wrap=True)
+
+
+def summary_table(rows: Sequence[Row], limit: float | None) -> Table:
+    """Returns the runs' figures, a row per run."""
+    shown = [cells(row, limit) for row in rows]
+    table = Table(title="training runs", caption=NOTE)
+    table.add_column("run", overflow="fold")
+    for name in shown[0]:
+        table.add_column(name, justify="right")
+    for row, values in zip(rows, shown, strict=True):
+        table.add_row(row.name, *values.values())
+    return table
+
+
+def difference_table(histories: Sequence[RunHistory], rows: Sequence[Row]) -> Table:
+    """Returns the settings that are not the same in all runs, a column per run."""
+    table = Table(title="settings that differ")
+    for name in ("setting", *(row.name for row in rows)):
+        table.add_column(name, overflow="fold")
+    for name, values in differences(histories).items():
+        table.add_row(name, *map(text, values))
+    return table
+
+
+def write_report(
+    out: Path, histories: Sequence[RunHistory], rows: Sequence[Row], limit: float | None
+) -> Path:
+    """Writes the page and its numbers, each complete or not at all; returns the page's path.
+
+    Raises:
+        UserError: `out` cannot be written.
+    """
+    report = out if out.suffix == ".html" else out / "comparison.html"
+    contents = {
+        report.with_suffix(".json"): json.dumps(as_json(histories, rows), indent=1, allow_nan=False),
+        report: comparison_html(histories, rows, limit),
+    }
+    try:
+        report.parent.mkdir(parents=True, exist_ok=True)
+        for path, content in contents.items():
+            temporary = path.with_name(f".{path.name}.tmp")
+            temporary.write_text(content)
+            temporary.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write the report to {report}: {error.strerror or error}") from error
+    return report
+
+
+if __name__ == "__main__":
+    cli.run(main, Arguments, name="compare", description=DESCRIPTION)
