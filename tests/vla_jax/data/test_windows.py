@@ -14,7 +14,9 @@ from vla_jax.errors import UserError
 
 def findings_of(folder, directory, **options):
     kind = find_episodes([str(folder)])[0].format
-    return make_part(EpisodeFolder(folder, kind, "source"), PartOptions(**options), directory, "digest")
+    return make_part(
+        EpisodeFolder(folder, kind, "source", folder), PartOptions(**options), directory, "digest"
+    )
 
 
 def faults_of(folder, directory, **options):
