@@ -19,9 +19,10 @@ from vla_jax.evaluation.judgement import judge, provenance
 from vla_jax.evaluation.metrics import MOTION
 from vla_jax.evaluation.plots import Trace, drift_figure, horizon_figure, scatter_figure, trace_figure
 from vla_jax.evaluation.prediction import Predictions, predict_split
-from vla_jax.evaluation.report import ReportFigure, number, report_html
+from vla_jax.evaluation.report import report_html
 from vla_jax.inference.latency import measure_latency
 from vla_jax.inference.policy import InsertionPolicy
+from vla_jax.report_page import ReportFigure, number
 
 PACKAGES = ("vla-jax", "jax", "jaxlib", "flax", "numpy")
 MAX_TRACES = 3

@@ -1,24 +1,20 @@
-"""The report's figures, as PNG bytes; drawn without pyplot, so that no global state is left behind."""
+"""The report's figures, as PNG bytes."""
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from vla_jax.drawing import BLUE, DARK, GREEN, GREY, ORANGE, new_figure, png
 from vla_jax.evaluation.drift import Drift
 from vla_jax.evaluation.metrics import ACTION_NAMES, ACTION_UNITS
 
-RECORDED, POLICY = "#111827", "#2563eb"
-BASELINES = {"zero": "#9ca3af", "mean": "#d97706", "previous": "#059669"}
+RECORDED, POLICY = DARK, BLUE
+BASELINES = {"zero": GREY, "mean": ORANGE, "previous": GREEN}
 SEGMENTS = ("#93c5fd", "#fcd34d", "#c4b5fd", "#f87171", "#86efac", "#fdba74", "#67e8f9", "#d4d4d8")
-DOTS_PER_INCH = 150
-WIDTH = 9.0  # inches, of every figure, so that their letters are of one size on the page
 SHADE = 0.4
 BAND = 0.09  # share of the height; segments that overlap others are bands at the top
 MAX_SCATTER_POINTS = 4000
@@ -45,7 +41,7 @@ class Trace:
 
 def trace_figure(traces: Sequence[Trace], dims: Sequence[int] = (0, 1, 2)) -> bytes:
     """Draws predicted and recorded first actions over time: a row per dimension, a column per episode."""
-    figure = _figure(WIDTH, 1.5 * len(dims) + 0.9)
+    figure = new_figure(1.5 * len(dims) + 0.9)
     axes = figure.subplots(len(dims), len(traces), sharex="col", sharey="row", squeeze=False)
     names = list(dict.fromkeys(name for trace in traces for name, _, _ in trace.segments))
     colours = {name: SEGMENTS[i % len(SEGMENTS)] for i, name in enumerate(names)}
@@ -71,7 +67,7 @@ def trace_figure(traces: Sequence[Trace], dims: Sequence[int] = (0, 1, 2)) -> by
         *(Patch(color=colours[name], alpha=SHADE, linewidth=0, label=name) for name in names),
     ]
     figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), frameon=False, fontsize=8)
-    return _png(figure)
+    return png(figure)
 
 
 def horizon_figure(per_horizon: Mapping[str, Mapping[str, Sequence[float | None]]]) -> bytes:
@@ -79,7 +75,7 @@ def horizon_figure(per_horizon: Mapping[str, Mapping[str, Sequence[float | None]
 
     per_horizon: name → metrics with translation_rmse_per_horizon and rotation_rmse_per_horizon.
     """
-    figure = _figure(WIDTH, 3.1)
+    figure = new_figure(3.1)
     left, right = figure.subplots(1, 2)
     for axis, key, unit in (
         (left, "translation_rmse_per_horizon", "mm"),
@@ -101,12 +97,12 @@ def horizon_figure(per_horizon: Mapping[str, Mapping[str, Sequence[float | None]
         axis.set_ylabel(f"{key.split('_')[0]} error, RMS [{unit}]")
     handles, labels = left.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False, fontsize=9)
-    return _png(figure)
+    return png(figure)
 
 
 def drift_figure(drifts: Sequence[Drift], action_hz: float) -> bytes:
     """Draws the open-loop drift of every stretch over time, and their mean where all of them last."""
-    figure = _figure(WIDTH, 3.1)
+    figure = new_figure(3.1)
     shortest = min(len(drift.position) for drift in drifts)
     for axis, name, unit in zip(figure.subplots(1, 2), ("position", "angle"), ("mm", "deg"), strict=True):
         curves = [getattr(drift, name) for drift in drifts]
@@ -122,7 +118,7 @@ def drift_figure(drifts: Sequence[Drift], action_hz: float) -> bytes:
         Line2D([], [], color=RECORDED, linewidth=2.0, label="mean, while all episodes last"),
     ]
     figure.legend(handles=handles, loc="outside upper center", ncols=2, frameon=False, fontsize=9)
-    return _png(figure)
+    return png(figure)
 
 
 def scatter_figure(
@@ -131,7 +127,7 @@ def scatter_figure(
     r2: Sequence[float | None],
 ) -> bytes:
     """Draws predicted against recorded values of the six motion dimensions, whole horizon."""
-    figure = _figure(WIDTH, 5.8)
+    figure = new_figure(5.8)
     flat_predicted, flat_target = (values.reshape(-1, values.shape[-1]) for values in (predicted, target))
     rows = np.arange(len(flat_target))
     if len(rows) > MAX_SCATTER_POINTS:
@@ -140,7 +136,7 @@ def scatter_figure(
         x, y = flat_target[rows, dim], flat_predicted[rows, dim]
         low, high = float(min(x.min(), y.min())), float(max(x.max(), y.max()))
         margin = max(0.05 * (high - low), 1e-3)
-        axis.plot([low, high], [low, high], color="#9ca3af", linewidth=1.0)
+        axis.plot([low, high], [low, high], color=GREY, linewidth=1.0)
         axis.scatter(x, y, s=5, color=POLICY, alpha=0.25, linewidths=0)
         axis.set_xlim(low - margin, high + margin)
         axis.set_ylim(low - margin, high + margin)
@@ -150,7 +146,7 @@ def scatter_figure(
         axis.set_title(f"{_label(dim)}   R² {quality}", fontsize=9, loc="left")
     figure.supxlabel("recorded", fontsize=10)
     figure.supylabel("predicted", fontsize=10)
-    return _png(figure)
+    return png(figure)
 
 
 def _layered(
@@ -168,31 +164,9 @@ def _layered(
     return layered
 
 
-def _figure(width: float, height: float) -> Figure:
-    return Figure(figsize=(width, height), layout="constrained", facecolor="white")
-
-
 def _label(dim: int) -> str:
     return f"{ACTION_NAMES[dim]} [{ACTION_UNITS[dim]}]" if ACTION_UNITS[dim] else ACTION_NAMES[dim]
 
 
 def _seconds(ticks: int, action_hz: float) -> np.ndarray:
     return np.arange(1, ticks + 1) / action_hz
-
-
-def _png(figure: Figure) -> bytes:
-    for axis in figure.axes:
-        _tidy(axis)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH)
-    return buffer.getvalue()
-
-
-def _tidy(axis: Axes) -> None:
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.spines[["left", "bottom"]].set_color("#9ca3af")
-    axis.tick_params(labelsize=8, color="#9ca3af")
-    axis.grid(visible=True, color="#e5e7eb", linewidth=0.6)
-    axis.set_axisbelow(True)
-    axis.xaxis.label.set_size(9)
-    axis.yaxis.label.set_size(9)

@@ -1,38 +1,27 @@
-"""The evaluation report: one HTML page that needs nothing else, figures included."""
+"""The evaluation report, as an HTML page."""
 
-import base64
-import html
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from vla_jax.evaluation.metrics import ACTION_UNITS, GRIPPER
-from vla_jax.evaluation.report_style import STYLE
+from vla_jax.report_page import (
+    NOT_DEFINED,
+    Cell,
+    ReportFigure,
+    cards,
+    figure,
+    number,
+    page,
+    section,
+    table,
+)
 
-NOT_DEFINED = "–"
 ROWS = ("policy", "zero", "mean", "previous")
 SENTENCES = {
     "zero": "the arm stands still",
     "mean": "mean action of the training episodes",
     "previous": "the last recorded action, repeated; it sees the arm's motion",
 }
-
-
-@dataclass(frozen=True)
-class ReportFigure:
-    """A picture of the report. caption: what is to be seen; alt: the same for who cannot see it."""
-
-    title: str
-    caption: str
-    png: bytes
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A table cell with a style: "good", "bad", "strong" or "text"."""
-
-    text: str
-    style: str = ""
 
 
 def report_html(metrics: Mapping[str, Any], figures: Sequence[ReportFigure]) -> str:
@@ -45,39 +34,19 @@ def report_html(metrics: Mapping[str, Any], figures: Sequence[ReportFigure]) -> 
         f"in mm and degrees per control tick ({number(data.get('action_hz'))} Hz)."
     )
     parts = [
-        f"<h1>{html.escape(title)}</h1>",
-        f"<p class=lead>{html.escape(lead)}</p>",
         _cards(metrics),
-        _section("Policy and baselines", _headline_table(metrics), _baseline_note(metrics)),
+        section("Policy and baselines", _headline_table(metrics), _baseline_note(metrics)),
     ]
     if metrics["segments"]:
-        parts.append(_section("Segments of the episodes", _segment_table(metrics), _segment_note()))
-    parts += [_figure(figure) for figure in figures]
+        parts.append(section("Segments of the episodes", _segment_table(metrics), _segment_note()))
+    parts += [figure(entry) for entry in figures]
     parts += [
-        _section("Dimensions", _dimension_table(metrics), _dimension_note()),
-        _section("With and without sensor", _subset_table(metrics)),
-        _section("Latency", _latency_table(metrics["latency"]), _latency_note()),
-        _section("Provenance", _provenance_tables(metrics)),
+        section("Dimensions", _dimension_table(metrics), _dimension_note()),
+        section("With and without sensor", _subset_table(metrics)),
+        section("Latency", _latency_table(metrics["latency"]), _latency_note()),
+        section("Provenance", _provenance_tables(metrics)),
     ]
-    body = "\n".join(parts)
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{html.escape(title)}</title>\n<style>\n{STYLE}</style>\n</head>\n"
-        f"<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
-    )
-
-
-def number(value: float | int | None, digits: int = 3) -> str:
-    """Returns a value as a person reads it: significant digits, a dash where it is not defined."""
-    if value is None:
-        return NOT_DEFINED
-    if isinstance(value, int):
-        return str(value)
-    if value != 0 and (abs(value) < 1e-4 or abs(value) >= 1e5):
-        return f"{value:.{digits - 1}e}"
-    text = f"{value:.{digits}g}"
-    return f"{value:.0f}" if "e" in text else text
+    return page(title, lead, parts)
 
 
 def factor(value: float | None) -> Cell:
@@ -87,36 +56,17 @@ def factor(value: float | None) -> Cell:
     return Cell(f"{number(value)}×", "good" if value > 1 else "bad")
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str | Cell]]) -> str:
-    """Returns an HTML table; the first column names the row. Everything is escaped."""
-
-    def cell(value: str | Cell, tag: str) -> str:
-        value = value if isinstance(value, Cell) else Cell(value)
-        style = f' class="{value.style}"' if value.style else ""
-        return f"<{tag}{style}>{html.escape(value.text)}</{tag}>"
-
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in header)
-    body = "\n".join(
-        "<tr>" + cell(row[0], "th") + "".join(cell(value, "td") for value in row[1:]) + "</tr>"
-        for row in rows
-    )
-    return f'<div class="scroll"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table></div>'
-
-
 def _cards(metrics: Mapping[str, Any]) -> str:
     factors = metrics["factors"]
-    cards = [
-        ("overall MSE", number(metrics["overall_mse"]), "all seven dimensions, whole horizon"),
-        ("better than zero", factor(factors["zero"]["overall_mse"]).text, _by_motion(factors["zero"])),
-        ("better than mean", factor(factors["mean"]["overall_mse"]).text, _by_motion(factors["mean"])),
-        ("final drift", f"{number(metrics['drift']['final_mm'])} mm", "open loop, mean of episodes"),
-        ("latency", f"{number(metrics['latency']['p50_ms'])} ms", "median, one observation"),
-    ]
-    return '<div class="cards">' + "".join(
-        f'<div class="card"><span>{html.escape(name)}</span><b>{html.escape(value)}</b>'
-        f"<small>{html.escape(note)}</small></div>"
-        for name, value, note in cards
-    ) + "</div>"  # fmt: skip
+    return cards(
+        [
+            ("overall MSE", number(metrics["overall_mse"]), "all seven dimensions, whole horizon"),
+            ("better than zero", factor(factors["zero"]["overall_mse"]).text, _by_motion(factors["zero"])),
+            ("better than mean", factor(factors["mean"]["overall_mse"]).text, _by_motion(factors["mean"])),
+            ("final drift", f"{number(metrics['drift']['final_mm'])} mm", "open loop, mean of episodes"),
+            ("latency", f"{number(metrics['latency']['p50_ms'])} ms", "median, one observation"),
+        ]
+    )
 
 
 def _by_motion(factors: Mapping[str, float | None]) -> str:
@@ -260,17 +210,3 @@ def _plain(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(_plain(item) for item in value)
     return NOT_DEFINED if value is None else str(value)
-
-
-def _section(title: str, content: str, note: str = "") -> str:
-    note = f"\n<p class=note>{html.escape(note)}</p>" if note else ""
-    return f"<section>\n<h2>{html.escape(title)}</h2>\n{content}{note}\n</section>"
-
-
-def _figure(figure: ReportFigure) -> str:
-    encoded = base64.b64encode(figure.png).decode()
-    title, caption = html.escape(figure.title), html.escape(figure.caption)
-    return (
-        f'<section>\n<h2>{title}</h2>\n<figure><img alt="{title}" src="data:image/png;base64,{encoded}">'
-        f"<figcaption>{caption}</figcaption></figure>\n</section>"
-    )

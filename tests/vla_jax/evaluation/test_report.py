@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from vla_jax.evaluation.metrics import metrics_of_subsets
-from vla_jax.evaluation.report import ReportFigure, factor, number, report_html, table
+from vla_jax.evaluation.report import factor, report_html
+from vla_jax.report_page import ReportFigure, number, table
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(range(64))
