@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from rich.console import Console
 from rich.table import Table
-from tyro.conf import Positional, arg
+from tyro.conf import Positional, UseAppendAction, arg
 
 from experiments import cli
 from experiments.console import make_console
@@ -15,6 +15,7 @@ from vla_jax.data.packed import PackedDataset
 from vla_jax.data.packing import FaultyEpisodesError, PrepareOptions, PrepareResult, prepare
 from vla_jax.data.part import PartOptions
 from vla_jax.data.recording import Finding
+from vla_jax.errors import UserError
 
 NUM_ROWS_SHOWN = 40
 
@@ -42,10 +43,18 @@ class Arguments:
     """Share of the episodes held out for validation, chosen by a hash of their names."""
     seed: int = 0
     """Seed of that choice."""
+    weight: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="NAME=NUMBER")] = ()
+    """How often training draws the samples of a source, or of a folder in it, relative to the others (1); may be
+    given several times."""
+    prompt: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="NAME=TEXT")] = ()
+    """Prompt of a source, or of a folder in it, in place of the recorded one; may be given several times."""
     instruction: str | None = None
-    """Prompt in place of the episodes' own."""
+    """Prompt of all other episodes in place of their own. Without: that in metadata.json or data.pkl, else a
+    sentence with the task folder's name."""
     views: Annotated[tuple[str, ...] | None, arg(metavar="VIEW [VIEW …]")] = None
     """Camera views to keep; all by default."""
+    sensor: bool = True
+    """Whether to read the sensor; --no-sensor packs every episode as one without."""
     allow_external_images: bool = False
     """Read pictures outside an episode's folder where a legacy data.pkl names them."""
     match_limit_ms: float = 10.0
@@ -68,10 +77,13 @@ def main(arguments: Arguments) -> None:
             alignment=arguments.alignment,
             sensor_dtype=arguments.sensor_dtype,
             views=None if arguments.views is None else tuple(sorted(set(arguments.views))),
-            instruction=arguments.instruction,
+            sensor=arguments.sensor,
             allow_external_images=arguments.allow_external_images,
             match_limit=arguments.match_limit_ms / 1000,
         ),
+        instruction=arguments.instruction,
+        prompts=_by_name("prompt", arguments.prompt),
+        weights={name: _number(name, text) for name, text in _by_name("weight", arguments.weight).items()},
         strict=arguments.strict,
         val_fraction=arguments.val_fraction,
         seed=arguments.seed,
@@ -90,18 +102,39 @@ def main(arguments: Arguments) -> None:
     _print_result(console, result)
 
 
+def _by_name(option: str, given: tuple[str, ...]) -> dict[str, str]:
+    values: dict[str, str] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise UserError(
+                f"--{option} {text!r} is not NAME=VALUE, with the name of a source or of a folder in it"
+            )
+        if name in values:
+            raise UserError(f"--{option} {name} is given twice")
+        values[name] = value
+    return values
+
+
+def _number(name: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise UserError(f"--weight {name}={text} is no number") from error
+
+
 def _print_summary(console: Console, dataset: PackedDataset) -> None:
     table = Table(title=str(dataset.path))
     for title in ("source", "format", "prompt"):
         table.add_column(title, overflow="fold")
-    for title in ("episodes", "held out", "minutes", "ticks", "samples"):
+    for title in ("weight", "episodes", "held out", "minutes", "ticks", "samples"):
         table.add_column(title, justify="right", no_wrap=True)
     table.add_column("lacks", no_wrap=True)
     is_sample = Counter(dataset.ticks.episode[dataset.sample_ticks("all")].tolist())
-    groups: dict[tuple[str, str, str], list[int]] = {}
+    groups: dict[tuple[str, str, str, float], list[int]] = {}
     for i, entry in enumerate(dataset.episodes):
-        groups.setdefault((entry.source, entry.format, entry.instruction), []).append(i)
-    for (source, kind, prompt), members in groups.items():
+        groups.setdefault((entry.source, entry.format, entry.instruction, entry.weight), []).append(i)
+    for (source, kind, prompt, weight), members in groups.items():
         entries = [dataset.episodes[i] for i in members]
         ticks = sum(entry.tick_stop - entry.tick_start for entry in entries)
         seconds = ticks / dataset.meta.action_hz
@@ -109,6 +142,7 @@ def _print_summary(console: Console, dataset: PackedDataset) -> None:
             source,
             kind,
             prompt,
+            f"{weight:g}",
             str(len(entries)),
             str(sum(entry.split == "val" for entry in entries)),
             f"{seconds / 60:.1f}",

@@ -8,7 +8,7 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_SUBPACKAGES = ("data", "diffusion", "evaluation", "inference", "interop", "models", "training")
+_SUBPACKAGES = ("data", "diffusion", "evaluation", "inference", "inspection", "interop", "models", "training")
 _NAMES = {"InsertionPolicy": "vla_jax.inference.policy", "UserError": "vla_jax.errors"}
 
 __all__ = [*_NAMES, *_SUBPACKAGES]

@@ -74,3 +74,25 @@ def test_a_rate_above_the_poses_names_the_right_one(tmp_path, capsys):
     assert last_error(capsys).endswith("use --action-hz 5")
     assert run(tmp_path / "s", "--out", tmp_path / "d", "--action-hz", 5) == 0
     assert len(PackedDataset.open(tmp_path / "d").ticks) == 20
+
+
+def test_weights_and_prompts_are_given_by_name(source, tmp_path, capsys):
+    out = tmp_path / "d"
+    options = ["--weight", "Task_0=3", "--weight", "Task_1=0.5", "--prompt", "Task_1=insert = slowly"]
+    assert run(source, "--out", out, *options) == 0
+    printed = capsys.readouterr().out
+    assert "insert = slowly" in printed
+    assert [(e.weight, e.instruction) for e in PackedDataset.open(out).episodes] == [
+        *[(3.0, "insert")] * 2,
+        *[(0.5, "insert = slowly")] * 2,
+    ]
+    for wrong, message in (
+        (["--weight", "Task_0"], "--weight 'Task_0' is not NAME=VALUE"),
+        (["--weight", "Task_0=x"], "--weight Task_0=x is no number"),
+        (["--weight", "Task_0=0"], "--weight Task_0=0 is impossible"),
+        (["--weight", "Task_0=1", "--weight", "Task_0=2"], "--weight Task_0 is given twice"),
+        (["--prompt", "Task_7=x"], "did you mean Task_1?"),
+    ):
+        assert run(source, "--out", tmp_path / "e", *wrong) == 2
+        assert message in last_error(capsys)
+    assert not (tmp_path / "e").exists()

@@ -26,6 +26,7 @@ def test_the_package_alone_is_light():
     [
         "import vla_jax; vla_jax.InsertionPolicy, vla_jax.evaluation, vla_jax.interop.load_reference",
         "import experiments.train, experiments.evaluate, experiments.prepare, experiments.export, experiments.demo",
+        "import experiments.inspect",
     ],
 )
 def test_torch_is_imported_only_when_it_is_used(statement):

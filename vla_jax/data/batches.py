@@ -170,7 +170,8 @@ class BatchLoader:
 
     batch_size: over all processes; each process makes its `share` of the rows.
     resident: what batches leave to arrays on the devices, see `make_batch`.
-    source_weights: EpisodeEntry.source → how often its samples are drawn, relative to the others (default 1).
+    source_weights: EpisodeEntry.source → how often its samples are drawn, relative to the others (default 1);
+        without it the data set's own weights hold (`EpisodeEntry.weight`).
 
     Raises:
         UserError: the split has no samples; the batch does not divide; a weight names no source or is not positive.
@@ -265,7 +266,8 @@ def _sample_weights(
     dataset: PackedDataset, ticks: np.ndarray, source_weights: Mapping[str, float] | None
 ) -> np.ndarray | None:
     if not source_weights:
-        return None
+        weights = np.array([entry.weight for entry in dataset.episodes], np.float64)
+        return weights[dataset.ticks.episode[ticks]]
     sources = [entry.source for entry in dataset.episodes]
     unknown = sorted(set(source_weights) - set(sources))
     if unknown:

@@ -23,11 +23,12 @@ MATCH_LIMIT_SECONDS = 0.010
 
 
 def read_capture(
-    folder: Path, instruction: str | None = None, match_limit: float = MATCH_LIMIT_SECONDS
+    folder: Path, match_limit: float = MATCH_LIMIT_SECONDS, *, with_sensor: bool = True
 ) -> Recording:
     """Reads one raw recording; pictures and sensor arrays are listed, not read.
 
     match_limit: a picture further than this many seconds from every pose is dropped and counted.
+    with_sensor: False leaves the sensor's file unopened.
 
     Raises:
         EpisodeError: a file is damaged, or there are several where one is expected.
@@ -36,7 +37,7 @@ def read_capture(
         name=folder.resolve().name,
         format="capture",
         folder=folder,
-        instruction=instruction or task_instruction(folder),
+        instruction=task_instruction(folder),
     )
     with recording.collecting():
         path = _only_file(folder, "robot_state_*.csv")
@@ -45,10 +46,11 @@ def read_capture(
     with recording.collecting():
         views = read_capture_views(folder)
         recording.views = _matched(views, recording, match_limit)
-    with recording.collecting():
-        path = _only_file(folder, "sensor_data_*.npz")
-        if path is not None:
-            recording.sensor = _sensor(path, recording.notes)
+    if with_sensor:
+        with recording.collecting():
+            path = _only_file(folder, "sensor_data_*.npz")
+            if path is not None:
+                recording.sensor = _sensor(path, recording.notes)
     return recording
 
 

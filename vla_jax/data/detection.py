@@ -1,29 +1,45 @@
 """Finds recorded episodes under folders and tells their formats apart."""
 
+import difflib
 import glob
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from vla_jax.errors import UserError
+
+ValueT = TypeVar("ValueT")
 
 FORMATS = ("legacy", "windows", "capture")
 
 
 @dataclass(frozen=True)
 class EpisodeFolder:
-    """An episode on disk. source: the root or pattern under which it was found, as the user gave it."""
+    """An episode on disk.
+
+    source: the folder or pattern under which it was found, as the user gave it; root: the folder it came to.
+    """
 
     path: Path
     format: str
     source: str
+    root: Path
 
     @property
     def identity(self) -> str:
         """Names the episode by its task folder and its own; decides its split, wherever the root lies."""
         resolved = self.path.resolve()
         return f"{resolved.parent.name}/{resolved.name}"
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names for what it belongs to, widest first: the source as given, then the folders from there to its own."""
+        path, root = self.path.resolve(), self.root.resolve()
+        folders = (root.name, *path.relative_to(root).parts)
+        # An episode that is itself the source still has a task folder.
+        return (self.source, *(folders if len(folders) > 1 else (path.parent.name, path.name)))
 
 
 def episode_format(names: Sequence[str]) -> str | None:
@@ -62,6 +78,31 @@ def find_episodes(sources: Sequence[str]) -> list[EpisodeFolder]:
     return [found[path] for path in sorted(found)]
 
 
+def choose_by_label(
+    episodes: Sequence[EpisodeFolder], given: Mapping[str, ValueT], what: str
+) -> list[ValueT | None]:
+    """Returns for each episode the value given for its narrowest label; None where none is given.
+
+    given: value by label; what: names the values in errors.
+
+    Raises:
+        UserError: a label belongs to no episode.
+    """
+    given = {name.rstrip("/") or name: value for name, value in given.items()}
+    labels = [[label.rstrip("/") or label for label in episode.labels] for episode in episodes]
+    known = {label for of_episode in labels for label in of_episode}
+    for name in given:
+        if name not in known:
+            folders = sorted({label for of_episode in labels for label in of_episode[:-1]})
+            close = difflib.get_close_matches(name, folders, 1)
+            hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(folders)}"
+            raise UserError(f"--{what} {name}=…: no source or folder of that name; {hint}"[:500])
+    return [
+        next((given[label] for label in reversed(of_episode) if label in given), None)
+        for of_episode in labels
+    ]
+
+
 def _expand(source: str) -> list[Path]:
     path = Path(source).expanduser()
     if path.exists():
@@ -77,7 +118,7 @@ def _walk(root: Path, source: str) -> list[EpisodeFolder]:
     for folder, subfolders, files in os.walk(root, followlinks=False):
         kind = episode_format(sorted(files))
         if kind is not None:
-            episodes.append(EpisodeFolder(Path(folder), kind, source))
+            episodes.append(EpisodeFolder(Path(folder), kind, source, root))
             subfolders.clear()
         else:
             subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))

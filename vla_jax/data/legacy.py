@@ -133,10 +133,11 @@ def _sensor(folder: Path, stored: Any, num_actions: int) -> np.ndarray | None:
     return stored.astype(np.float32)
 
 
-def read_legacy(folder: Path, instruction: str | None = None, *, allow_external: bool = False) -> Recording:
+def read_legacy(folder: Path, *, allow_external: bool = False, with_sensor: bool = True) -> Recording:
     """Reads one `legacy` episode. Its poses are unknown; each action is the delta of one control tick.
 
     allow_external: accept pictures outside the episode's folder, where data.pkl says they are.
+    with_sensor: False leaves out the sensor rows; the confidence stays that of the recording.
 
     Raises:
         EpisodeError: data.pkl is damaged, hostile, or holds something of the wrong shape.
@@ -146,7 +147,7 @@ def read_legacy(folder: Path, instruction: str | None = None, *, allow_external:
         name=folder.resolve().name,
         format="legacy",
         folder=folder,
-        instruction=instruction or content.instruction or task_instruction(folder),
+        instruction=content.instruction or task_instruction(folder),
         actions=content.actions,
         robot_hz=LEGACY_HZ,
         confidence=1.0 if content.sensor is not None else CONFIDENCE_WITHOUT_SENSOR,
@@ -154,7 +155,7 @@ def read_legacy(folder: Path, instruction: str | None = None, *, allow_external:
     recording.pose_times = _tick_times(content)
     with recording.collecting():
         recording.views = _views(content, recording.pose_times, folder, allow_external)
-    if content.sensor is not None:
+    if with_sensor and content.sensor is not None:
         recording.sensor = SensorRecording(
             ArrayRows(content.sensor, "data.pkl"), recording.pose_times, LEGACY_HZ
         )

@@ -7,12 +7,13 @@ DATA/<content>/              complete or absent; named by a digest of what it wa
     statistics.json          float64 statistics of the training split
     time pose delta          .npy, one row per control tick that has a next pose: f64, (6,) f64, (7,) f32
     sensor_begin sensor_end  i64: the tick's sensor rows are some of [begin, end) of `sensor`; −1 without
+    sensor_time              f64: when the newest of them was taken; NaN without
     instant record           i32: newest camera instant at the tick; the one its features come from; −1 none
     episode is_sample        i32; bool
     sensor                   (R, 1026), float16 or float32: force, 1025 A-scan bins; episodes one after another
     instant_images           (I, views) i32: rows of the image table, −1 for an absent view
     instant_episode          (I,) i32
-    image_digest             (M, 32) u8, sha256 of each picture's bytes
+    image_digest image_time  (M, 32) u8, sha256 of each picture's bytes; f64; an episode's are view after view
     image_path image_start   u8 text and (M + 1,) i64 offsets: paths relative to the episode's folder
     moments centred          per episode, see `vla_jax.data.statistics.SensorMoments`
     histogram_bin histogram_count histogram_start    the sparse histograms of all episodes
@@ -38,7 +39,7 @@ from vla_jax.data.recording import NUM_CHANNELS, Segment
 from vla_jax.data.statistics import FeatureStatistics, statistics_from_json
 from vla_jax.errors import UserError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 INDEX_FILE = "dataset.json"
 # Pages of a larger stream are given back each time as much has been read.
 MAX_MAPPED_BYTES = 448 << 20
@@ -63,7 +64,11 @@ class PackedMeta:
 
 @dataclass(frozen=True)
 class EpisodeEntry:
-    """One episode of a data set. Ticks and sensor rows are ranges of the data set's arrays, stop excluded."""
+    """One episode of a data set. Ticks and sensor rows are ranges of the data set's arrays, stop excluded.
+
+    instruction: its prompt; weight: how often its samples are drawn in training, relative to the others.
+    pose_hz: measured; sensor_hz: as recorded in the metadata; None where there is nothing of the kind.
+    """
 
     name: str
     source: str
@@ -78,6 +83,9 @@ class EpisodeEntry:
     has_sensor: bool
     has_images: bool
     confidence: float
+    weight: float
+    pose_hz: float | None
+    sensor_hz: float | None
     segments: tuple[Segment, ...]
     notes: tuple[str, ...]
     fingerprint: str
@@ -109,6 +117,7 @@ class Ticks:
     delta: np.ndarray
     sensor_begin: np.ndarray
     sensor_end: np.ndarray
+    sensor_time: np.ndarray
     instant: np.ndarray
     record: np.ndarray
     episode: np.ndarray
@@ -204,6 +213,13 @@ class PackedDataset:
         raw = self.raw_episodes[episode]
         absolute = Path(raw["absolute_path"])
         return absolute if absolute.exists() else self.path / raw["relative_path"]
+
+    def image_times(self, episode: int) -> dict[str, np.ndarray]:
+        """Returns when each view's pictures of an episode were taken: view → (m,) f64 unix seconds."""
+        raw = self.raw_episodes[episode]
+        times = self.array("image_time")[raw["image_start"] : raw["image_stop"]]
+        bounds = np.cumsum(raw["images_per_view"])[:-1]
+        return dict(zip(raw["views"], np.split(times, bounds), strict=True)) if raw["views"] else {}
 
     # --- samples ---
 

@@ -10,12 +10,13 @@ import fcntl
 import hashlib
 import itertools
 import json
+import math
 import multiprocessing
 import multiprocessing.connection
 import os
 import shutil
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
@@ -25,7 +26,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from vla_jax.data.detection import EpisodeFolder, find_episodes
+from vla_jax.data.detection import EpisodeFolder, choose_by_label, find_episodes
 from vla_jax.data.packed import FORMAT_VERSION, INDEX_FILE, PackedDataset
 from vla_jax.data.part import (
     HORIZON,
@@ -53,14 +54,21 @@ from vla_jax.progress import progress_bar
 
 BUILDING = ".building"
 COPY_BYTES = 8 << 20
-PART_ARRAYS = ("time", "pose", "delta", "sensor_begin", "sensor_end", "instant", "is_sample")
+PART_ARRAYS = ("time", "pose", "delta", "sensor_begin", "sensor_end", "sensor_time", "instant", "is_sample")
 
 
 @dataclass(frozen=True)
 class PrepareOptions:
-    """Settings of a data set. val_fraction: share of episodes held out; seed: of the split."""
+    """Settings of a data set. val_fraction: share of episodes held out; seed: of the split.
+
+    instruction: prompt of all episodes, in place of their own; prompts, weights: prompt and sampling weight by the
+    name of a source or of a folder in it (`vla_jax.data.detection.EpisodeFolder.labels`).
+    """
 
     part: PartOptions = field(default_factory=PartOptions)
+    instruction: str | None = None
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    weights: Mapping[str, float] = field(default_factory=dict)
     strict: bool = False
     val_fraction: float = 0.2
     seed: int = 0
@@ -80,6 +88,12 @@ class PrepareOptions:
                 raise UserError(f"{name} {getattr(self, name)} is impossible; give at least 1")
         if self.part.sensor_dtype not in ("float16", "float32"):
             raise UserError(f"sensor dtype {self.part.sensor_dtype!r} is unknown; choose float16 or float32")
+        for name, weight in self.weights.items():
+            if not (math.isfinite(weight) and weight > 0):
+                raise UserError(f"--weight {name}={weight:g} is impossible; give a number above 0")
+        for prompt in (self.instruction, *self.prompts.values()):
+            if prompt is not None and not prompt.strip():
+                raise UserError("a prompt is empty; give the text that the policy is told")
 
 
 class FaultyEpisodesError(UserError):
@@ -107,6 +121,23 @@ class PrepareResult:
         return sorted({finding.episode for finding in self.findings if finding.is_fault})
 
 
+@dataclass(frozen=True)
+class Given:
+    """What the user says of an episode. prompt: None leaves the recorded one."""
+
+    prompt: str | None
+    weight: float
+
+
+@dataclass(frozen=True)
+class Member:
+    """An episode of the data set to be written."""
+
+    episode: EpisodeFolder
+    part: Part
+    given: Given
+
+
 def prepare(sources: Sequence[str], out: str | Path, options: PrepareOptions) -> PrepareResult:
     """Packs all episodes under `sources` into the data set `out`.
 
@@ -116,6 +147,7 @@ def prepare(sources: Sequence[str], out: str | Path, options: PrepareOptions) ->
     """
     out = Path(out)
     episodes = find_episodes(sources)
+    given = _given(episodes, options)
     _check_out(out)
     with _locked(out):
         for leftover in out.glob(".content-*"):
@@ -138,12 +170,25 @@ def prepare(sources: Sequence[str], out: str | Path, options: PrepareOptions) ->
             if part is not None and str(episode.path) not in read:
                 findings += [Finding(str(episode.path), note, False) for note in part.info["notes"]]
         _refuse_faults(findings, len(episodes), options.strict)
-        pairs = [(e, part) for e, part in zip(episodes, parts, strict=True) if part is not None]
-        _join(out, pairs, options, current.index["content"] if current else None)
+        members = [
+            Member(episode, part, settings)
+            for episode, part, settings in zip(episodes, parts, given, strict=True)
+            if part is not None
+        ]
+        _join(out, members, options, current.index["content"] if current else None)
         shutil.rmtree(out / BUILDING, ignore_errors=True)
     order = {str(episode.path): i for i, episode in enumerate(episodes)}
     findings.sort(key=lambda finding: order[finding.episode])
     return PrepareResult(PackedDataset.open(out), tuple(findings), len(jobs))
+
+
+def _given(episodes: Sequence[EpisodeFolder], options: PrepareOptions) -> list[Given]:
+    prompts = choose_by_label(episodes, options.prompts, "prompt")
+    weights = choose_by_label(episodes, options.weights, "weight")
+    return [
+        Given(prompt or options.instruction, 1.0 if weight is None else weight)
+        for prompt, weight in zip(prompts, weights, strict=True)
+    ]
 
 
 def _check_out(out: Path) -> None:
@@ -270,7 +315,8 @@ def _part_of(dataset: PackedDataset, index: int) -> Part:
         arrays[name] = _shifted(arrays[name], -offset)
     columns = [dataset.meta.views.index(view) for view in raw["views"]]
     arrays["instant_images"] = _shifted(dataset.array("instant_images")[instants][:, columns], -images.start)
-    arrays["image_digest"] = np.array(dataset.array("image_digest")[images])
+    for name in ("image_digest", "image_time"):
+        arrays[name] = np.array(dataset.array(name)[images])
     bins = dataset.array("histogram_start")[index : index + 2]
     for name in ("histogram_bin", "histogram_count"):
         arrays[name] = np.array(dataset.array(name)[bins[0] : bins[1]])
@@ -280,7 +326,7 @@ def _part_of(dataset: PackedDataset, index: int) -> Part:
     text = dataset.array("image_path")[starts[0] : starts[-1]].tobytes()
     bounds = (starts - starts[0]).tolist()
     paths = [text[a:b].decode() for a, b in itertools.pairwise(bounds)]
-    info = {name: raw[name] for name in INFO_KEYS} | {"images": paths}
+    info = {name: raw[name] for name in INFO_KEYS} | {"images": paths, "instruction": raw["recorded_prompt"]}
     sensor_file = dataset.content / "sensor.npy"
     header = sensor_file.stat().st_size - dataset.sensor.nbytes
     offset = header + entry.sensor_start * NUM_CHANNELS * dataset.sensor.dtype.itemsize
@@ -294,9 +340,10 @@ INFO_KEYS = (
     "confidence",
     "segments",
     "views",
+    "images_per_view",
     "sensor_rows",
     "sensor_hz",
-    "has_poses",
+    "pose_hz",
     "fingerprint",
     "notes",
 )
@@ -307,17 +354,16 @@ def _shifted(rows: np.ndarray, offset: int) -> np.ndarray:
     return np.where(rows >= 0, rows + offset, -1).astype(rows.dtype)
 
 
-def _join(
-    out: Path, pairs: Sequence[tuple[EpisodeFolder, Part]], options: PrepareOptions, current: str | None
-) -> None:
-    """Writes the content folder of the given parts and makes it the data set.
+def _join(out: Path, members: Sequence[Member], options: PrepareOptions, current: str | None) -> None:
+    """Writes the content folder of the given episodes and makes it the data set.
 
     current: name of the content folder of the sound data set that is there, if one is.
     """
-    parts = [part for _, part in pairs]
+    parts = [member.part for member in members]
     splits = assign_splits(
-        [episode.identity for episode, _ in pairs],
-        [f"{episode.source}\0{part.info['instruction']}" for episode, part in pairs],
+        [member.episode.identity for member in members],
+        # The recorded prompt: another one given for a source must not move episodes between the splits.
+        [f"{member.episode.source}\0{member.part.info['instruction']}" for member in members],
         options.val_fraction,
         options.seed,
     )
@@ -334,7 +380,7 @@ def _join(
         "views": views,
         "sensor_dtype": options.part.sensor_dtype,
     }
-    entries = _entries(out, pairs, splits)
+    entries = _entries(out, members, splits)
     index = {"format_version": FORMAT_VERSION, "meta": meta, "part_options": _options_json(options.part)}
     index["split"] = {"val_fraction": options.val_fraction, "seed": options.seed}
     identity = json.dumps([index, entries], sort_keys=True)
@@ -357,17 +403,19 @@ def _join(
             shutil.rmtree(old)
 
 
-def _entries(
-    out: Path, pairs: Sequence[tuple[EpisodeFolder, Part]], splits: Sequence[str]
-) -> list[dict[str, Any]]:
+def _entries(out: Path, members: Sequence[Member], splits: Sequence[str]) -> list[dict[str, Any]]:
     entries = []
     tick = row = instant = image = 0
-    for (episode, part), split in zip(pairs, splits, strict=True):
+    for member, split in zip(members, splits, strict=True):
+        episode, part = member.episode, member.part
         info = {name: part.info[name] for name in INFO_KEYS}
         num_ticks, num_instants = len(part.arrays["time"]), len(part.arrays["instant_images"])
         entries.append(
             {
                 **info,
+                "instruction": member.given.prompt or info["instruction"],
+                "recorded_prompt": info["instruction"],
+                "weight": member.given.weight,
                 "source": episode.source,
                 "path": str(episode.path),
                 "absolute_path": str(episode.path.resolve()),
@@ -397,7 +445,7 @@ def _write_arrays(
     options: PrepareOptions,
 ) -> None:
     columns: dict[str, list[np.ndarray]] = {name: [] for name in (*PART_ARRAYS, "record", "episode")}
-    columns |= {name: [] for name in ("instant_images", "instant_episode", "image_digest")}
+    columns |= {name: [] for name in ("instant_images", "instant_episode", "image_digest", "image_time")}
     paths: list[bytes] = []
     for i, (part, entry) in enumerate(zip(parts, entries, strict=True)):
         arrays = dict(part.arrays)
@@ -438,6 +486,11 @@ def _write_sensor(path: Path, parts: Iterable[Part], dtype: np.dtype) -> None:
     parts = list(parts)
     num_rows = sum(part.info["sensor_rows"] for part in parts)
     row_bytes = NUM_CHANNELS * dtype.itemsize
+    unchanged = _unchanged_stream(parts, row_bytes)
+    if unchanged is not None:
+        with suppress(OSError):  # A file system without hard links: it is copied below.
+            os.link(unchanged, path)
+            return
     with open(path, "wb") as file:
         header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False}
         np.lib.format.write_array_header_1_0(file, {**header, "shape": (num_rows, NUM_CHANNELS)})
@@ -446,6 +499,20 @@ def _write_sensor(path: Path, parts: Iterable[Part], dtype: np.dtype) -> None:
                 with open(part.sensor_file, "rb") as source:
                     source.seek(part.sensor_offset)
                     _copy(source, file, part.info["sensor_rows"] * row_bytes)
+
+
+def _unchanged_stream(parts: Sequence[Part], row_bytes: int) -> Path | None:
+    """Returns the stream of the data set that is there, if it is exactly these parts in this order."""
+    parts = [part for part in parts if part.sensor_file is not None]
+    # Only a joined stream has a header before its first row, and that is shorter than a row.
+    if not parts or not 0 < parts[0].sensor_offset < row_bytes:
+        return None
+    file, end = parts[0].sensor_file, parts[0].sensor_offset
+    for part in parts:
+        if (part.sensor_file, part.sensor_offset) != (file, end):
+            return None
+        end += part.info["sensor_rows"] * row_bytes
+    return file if file.stat().st_size == end else None
 
 
 def _copy(source: BinaryIO, target: BinaryIO, num_bytes: int) -> None:

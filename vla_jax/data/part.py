@@ -27,7 +27,7 @@ from vla_jax.data.windows import read_windows
 HORIZON = 8
 
 # Part of every part's key: raise it when the same files begin to give other parts.
-PART_VERSION = 1
+PART_VERSION = 2
 
 MAX_SENSOR_AGE_SECONDS = 1.0
 MAX_PICTURE_AGE_SECONDS = 2.0
@@ -39,7 +39,7 @@ class PartOptions:
     """What decides a part, beside the episode's files.
 
     views: names of the camera views to keep; None keeps all.
-    instruction: prompt in place of the episodes' own.
+    sensor: False packs every episode as one without sensor.
     allow_external_images: read pictures outside an episode's folder where its data.pkl names them.
     match_limit: a capture's picture further than this many seconds from every pose is dropped.
     """
@@ -48,7 +48,7 @@ class PartOptions:
     alignment: Alignment = "timestamp"
     sensor_dtype: str = "float16"
     views: tuple[str, ...] | None = None
-    instruction: str | None = None
+    sensor: bool = True
     allow_external_images: bool = False
     match_limit: float = MATCH_LIMIT_SECONDS
 
@@ -128,10 +128,12 @@ def make_part(
 
 def _read(episode: EpisodeFolder, options: PartOptions) -> Recording:
     if episode.format == "legacy":
-        return read_legacy(episode.path, options.instruction, allow_external=options.allow_external_images)
+        return read_legacy(
+            episode.path, allow_external=options.allow_external_images, with_sensor=options.sensor
+        )
     if episode.format == "capture":
-        return read_capture(episode.path, options.instruction, options.match_limit)
-    return read_windows(episode.path, options.instruction)
+        return read_capture(episode.path, options.match_limit, with_sensor=options.sensor)
+    return read_windows(episode.path, with_sensor=options.sensor)
 
 
 def load_part(directory: Path) -> Part:
@@ -147,7 +149,7 @@ def _build(
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     with recording.collecting():
         _select_views(recording, options.views)
-    images, digests, view_rows = _check_images(recording)
+    images, view_rows = _check_images(recording)
     stream = None
     if recording.sensor is not None:
         with recording.collecting():
@@ -167,7 +169,8 @@ def _build(
     moments = stream.moments if stream else SensorMoments.empty()
     used = np.flatnonzero(moments.histogram.ravel())
     arrays |= {
-        "image_digest": digests,
+        "image_digest": images.digests,
+        "image_time": images.times,
         "moments": moments.moments,
         "centred": moments.centred,
         "histogram_bin": used.astype(np.uint16),
@@ -180,10 +183,11 @@ def _build(
         "confidence": recording.confidence,
         "segments": [asdict(segment) for segment in recording.segments],
         "views": views,
-        "images": images,
+        "images": images.paths,
+        "images_per_view": [int((view_rows[view] >= 0).sum()) for view in views],
         "sensor_rows": len(stream.row_times) if stream else 0,
         "sensor_hz": recording.sensor.hz if recording.sensor else None,
-        "has_poses": recording.pose_times is not None,
+        "pose_hz": _pose_hz(recording),
     }
     return info, arrays
 
@@ -198,10 +202,27 @@ def _select_views(recording: Recording, wanted: tuple[str, ...] | None) -> None:
     recording.views = {view: recording.views[view] for view in wanted if view in recording.views}
 
 
-def _check_images(recording: Recording) -> tuple[list[str], np.ndarray, dict[str, np.ndarray]]:
-    """Decodes every picture once. Returns their paths, digests (m, 32) u8, and view → rows of these, −1 absent."""
+def _pose_hz(recording: Recording) -> float | None:
+    """Returns the measured rate of the poses; None without them, or where there are only actions."""
+    if recording.poses is None or len(recording.pose_times) < 2:
+        return None
+    return round(alignment.pose_rate(recording.pose_times), 3)
+
+
+@dataclass(frozen=True)
+class _ImageTable:
+    """An episode's pictures, view after view. digests: (m, 32) u8; times: (m,) f64 unix seconds."""
+
+    paths: list[str]
+    digests: np.ndarray
+    times: np.ndarray
+
+
+def _check_images(recording: Recording) -> tuple[_ImageTable, dict[str, np.ndarray]]:
+    """Decodes every picture once. Returns their table, and view → rows of it, −1 where a picture is absent."""
     paths: list[str] = []
     digests: list[bytes] = []
+    times: list[float] = []
     rows: dict[str, np.ndarray] = {}
     faults: list[str] = []
     for view in sorted(recording.views):
@@ -219,11 +240,12 @@ def _check_images(recording: Recording) -> tuple[list[str], np.ndarray, dict[str
             rows[view][i] = len(paths)
             paths.append(path)
             digests.append(bytes.fromhex(image_digest(data)))
+            times.append(float(images.times[i]))
     recording.faults += faults[:MAX_LISTED_FAULTS]
     if len(faults) > MAX_LISTED_FAULTS:
         recording.faults.append(f"{len(faults) - MAX_LISTED_FAULTS} further pictures are unreadable")
     table = np.frombuffer(b"".join(digests), np.uint8).reshape(len(digests), 32)
-    return paths, table, rows
+    return _ImageTable(paths, table, np.array(times, np.float64)), rows
 
 
 def _read_bytes(folder: Path, path: str) -> bytes:
@@ -240,6 +262,7 @@ def _empty_ticks() -> dict[str, np.ndarray]:
         "delta": np.empty((0, 7), np.float32),
         "sensor_begin": np.empty(0, np.int64),
         "sensor_end": np.empty(0, np.int64),
+        "sensor_time": np.empty(0),
         "is_sample": np.empty(0, bool),
         "view_index": np.empty((0, 0), np.int64),
     }
@@ -285,6 +308,7 @@ def _ticks(recording: Recording, options: PartOptions, stream: SensorStream | No
         "delta": np.asarray(deltas, np.float32),
         "sensor_begin": begin,
         "sensor_end": end,
+        "sensor_time": _newest_row_times(stream, end),
         "is_sample": is_sample,
         "view_index": _view_index(recording, options, ticks, pose_rows),
     }
@@ -303,6 +327,14 @@ def _sensor_rows(
     end = stream.window_ends[window]
     starts = np.asarray(stream.segment_starts)
     return starts[np.searchsorted(starts, end - 1, side="right") - 1], end
+
+
+def _newest_row_times(stream: SensorStream | None, end: np.ndarray) -> np.ndarray:
+    """Returns the time of each tick's newest sensor row (n,) f64, NaN where there is none."""
+    times = np.full(len(end), np.nan)
+    if stream is not None:
+        times[end > 0] = stream.row_times[end[end > 0] - 1]
+    return times
 
 
 def _view_index(

@@ -5,7 +5,7 @@ joined where their end times say that they abut, or that they overlap and the sh
 later one begins a new stretch. No row that two joined windows share is stored twice.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,9 +49,11 @@ def write_stream(recording: SensorRecording, path: Path, dtype: np.dtype) -> Sen
     joiner = _Joiner(recording)
     accumulator = SensorAccumulator()
     with open(path, "wb") as out:
-        for piece in joiner.pieces(_checked_blocks(recording, dtype)):
-            accumulator.add(piece)
-            out.write(np.ascontiguousarray(piece).data)
+        for piece in joiner.pieces(rows.blocks(BLOCK_ROWS)):
+            # Rows that two windows share were compared, so that every row recorded is checked here once.
+            stored = _checked(piece.rows, dtype, rows.file, piece.window_of)
+            accumulator.add(stored)
+            out.write(np.ascontiguousarray(stored).data)
     return SensorStream(
         np.concatenate(joiner.row_times),
         tuple(joiner.segment_starts),
@@ -65,10 +67,12 @@ def _write_rows(recording: SensorRecording, path: Path, dtype: np.dtype) -> Sens
     """Rows that carry their own times."""
     accumulator = SensorAccumulator()
     with open(path, "wb") as out:
-        for block in _checked_blocks(recording, dtype):
-            rows = block[:, 0]
+        first = 0
+        for block in recording.rows.blocks(BLOCK_ROWS):
+            rows = _checked(block[:, 0], dtype, recording.rows.file, lambda row, first=first: first + row)
             accumulator.add(rows)
             out.write(np.ascontiguousarray(rows).data)
+            first += len(rows)
     times = recording.end_times
     gaps = np.diff(times)
     starts = (0, *(np.flatnonzero(gaps > MAX_ROW_GAP_SECONDS) + 1).tolist())
@@ -78,21 +82,36 @@ def _write_rows(recording: SensorRecording, path: Path, dtype: np.dtype) -> Sens
     return SensorStream(times, starts, np.arange(len(times)) + 1, accumulator.result(), notes)
 
 
-def _checked_blocks(recording: SensorRecording, dtype: np.dtype) -> Iterator[np.ndarray]:
-    first = 0
-    for block in recording.rows.blocks(BLOCK_ROWS):
-        with np.errstate(over="ignore"):
-            stored = block.astype(dtype, copy=False)
-        # The sum of finite float32 values of a window is finite, and tells in one pass.
-        if not np.isfinite(stored).all():
-            window = int(np.argmin(np.isfinite(stored).all(axis=(1, 2))))
-            value = block[window][~np.isfinite(stored[window])][0]
-            where = f"{recording.rows.file}: window {first + window}"
-            if np.isfinite(value):
-                raise EpisodeError(f"{where}: {value:g} does not fit {dtype}; use --sensor-dtype float32")
-            raise EpisodeError(f"{where}: holds {value}")
-        yield stored
-        first += len(stored)
+def _checked(rows: np.ndarray, dtype: np.dtype, file: str, window_of: Callable[[int], int]) -> np.ndarray:
+    """Returns rows (n, 1026) as `dtype`; window_of names a row's window in errors. Raises EpisodeError."""
+    with np.errstate(over="ignore"):
+        stored = rows.astype(dtype, copy=False)
+    is_finite = np.isfinite(stored)
+    if not is_finite.all():
+        row = int(np.argmin(is_finite.all(axis=1)))
+        value = rows[row][~is_finite[row]][0]
+        where = f"{file}: window {window_of(row)}"
+        if np.isfinite(value):
+            raise EpisodeError(f"{where}: {value:g} does not fit {dtype}; use --sensor-dtype float32")
+        raise EpisodeError(f"{where}: holds {value}")
+    return stored
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Rows to store (n, 1026) of windows that follow each other.
+
+    first: number of the first window; skipped: its rows that are stored already; window_rows: rows of a window.
+    """
+
+    rows: np.ndarray
+    first: int
+    skipped: int
+    window_rows: int
+
+    def window_of(self, row: int) -> int:
+        """Returns the number of the window that a row comes from."""
+        return self.first + (row + self.skipped) // self.window_rows
 
 
 class _Joiner:
@@ -110,7 +129,7 @@ class _Joiner:
         self._gaps: list[float] = []
         self._num_apart = 0
 
-    def pieces(self, blocks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    def pieces(self, blocks: Iterator[np.ndarray]) -> Iterator[_Piece]:
         """Yields the rows to store, in order."""
         index, previous = 0, None
         for block in blocks:
@@ -123,7 +142,8 @@ class _Joiner:
                     stop += 1
                 windows = block[start:stop]
                 num_new, new_segment = self._join(index, previous, windows[0])
-                yield self._take(index, windows, num_new, new_segment)
+                rows = self._take(index, windows, num_new, new_segment)
+                yield _Piece(rows, index, self.window_rows - num_new, self.window_rows)
                 previous = windows[-1]
                 index += stop - start
                 start = stop

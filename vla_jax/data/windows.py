@@ -24,10 +24,10 @@ DEFAULT_SENSOR_HZ = 650.0
 MAX_POSE = 1e6
 
 
-def read_windows(folder: Path, instruction: str | None = None) -> Recording:
+def read_windows(folder: Path, instruction: str | None = None, *, with_sensor: bool = True) -> Recording:
     """Reads one `windows` episode; pictures and sensor arrays are listed, not read.
 
-    instruction: prompt that replaces the episode's own.
+    instruction: prompt that replaces the episode's own. with_sensor: False leaves the sensor's file unopened.
 
     Raises:
         EpisodeError: a file is missing, damaged, or contradicts the metadata.
@@ -49,8 +49,9 @@ def read_windows(folder: Path, instruction: str | None = None) -> Recording:
     with recording.collecting():
         listed = _strings(metadata.get("camera_views", []), "camera_views")
         recording.views = _listed_views(read_views(folder, "images"), listed, recording.notes)
-    with recording.collecting():
-        recording.sensor = _sensor(folder, metadata)
+    if with_sensor:
+        with recording.collecting():
+            recording.sensor = _sensor(folder, metadata)
     return recording
 
 

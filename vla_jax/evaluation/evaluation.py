@@ -2,12 +2,10 @@
 
 import importlib.metadata
 import json
-import os
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import jax
 import numpy as np
@@ -22,6 +20,7 @@ from vla_jax.evaluation.prediction import Predictions, predict_split
 from vla_jax.evaluation.report import report_html
 from vla_jax.inference.latency import measure_latency
 from vla_jax.inference.policy import InsertionPolicy
+from vla_jax.replacing import replace_file
 from vla_jax.report_page import ReportFigure, number
 
 PACKAGES = ("vla-jax", "jax", "jaxlib", "flax", "numpy")
@@ -81,7 +80,7 @@ def write_evaluation(evaluation: Evaluation, dataset: PackedDataset, out: Path) 
     make_report_directory(out)
     page = report_html(evaluation.metrics, report_figures(evaluation, dataset))
     try:
-        _replace(
+        replace_file(
             out / "predictions.npz",
             lambda handle: np.savez_compressed(
                 handle,
@@ -91,9 +90,9 @@ def write_evaluation(evaluation: Evaluation, dataset: PackedDataset, out: Path) 
                 target=predictions.target,
             ),
         )
-        _replace(report, lambda handle: handle.write(page.encode()))
+        replace_file(report, lambda handle: handle.write(page.encode()))
         text = json.dumps(evaluation.metrics, indent=2, allow_nan=False)
-        _replace(out / "metrics.json", lambda handle: handle.write(text.encode() + b"\n"))
+        replace_file(out / "metrics.json", lambda handle: handle.write(text.encode() + b"\n"))
     except OSError as error:
         raise UserError(f"cannot write the report to {out}: {error.strerror or error}") from error
     return report
@@ -168,16 +167,3 @@ def episode_traces(predictions: Predictions, dataset: PackedDataset) -> list[Tra
             )
         )
     return traces
-
-
-def _replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Writes a file under a temporary name beside `path`, then renames it."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    try:
-        with os.fdopen(descriptor, "wb") as handle:
-            write(handle)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

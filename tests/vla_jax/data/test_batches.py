@@ -1,4 +1,5 @@
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -218,6 +219,20 @@ def test_source_weights_mix(dataset, table):
         loader(dataset, table, source_weights={"nowhere": 2})
     with pytest.raises(UserError, match="positive"):
         loader(dataset, table, source_weights={first: 0.0})
+
+
+def test_the_data_set_s_own_weights_hold_by_default(dataset, table, tmp_path):
+    roots = [entry.source for entry in dataset.episodes]
+    root = Path(roots[0]).parent
+    options = PrepareOptions(weights={"Task_1": 4.0})
+    weighted = prepare([str(root / "Task_0"), str(root / "Task_1")], tmp_path / "d", options).dataset
+    batches = loader(weighted, FeatureTable.open(weighted, table._store.directory.parent), batch_size=1)
+    ticks = batches.order.at(np.arange(20 * len(batches.order)))
+    weights = np.array([entry.weight for entry in weighted.episodes])[weighted.ticks.episode]
+    expected = weights[weighted.sample_ticks("train")]
+    share = (weights[ticks] == 4).mean()
+    assert set(weights) == {1.0, 4.0}
+    np.testing.assert_allclose(share, expected[expected == 4].sum() / expected.sum(), atol=0.01)
 
 
 @given(st.integers(1, 50), st.integers(0, 5), st.data())

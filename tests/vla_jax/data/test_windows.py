@@ -1,20 +1,27 @@
+import io
 import json
 import re
+import warnings
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.vla_jax.data.recordings import START, jpeg, sensor_rows, write_windows_episode
 from vla_jax.data import files
 from vla_jax.data.detection import EpisodeFolder, find_episodes
 from vla_jax.data.part import PartOptions, load_part, make_part
+from vla_jax.data.recording import EpisodeError
 from vla_jax.errors import UserError
 
 
 def findings_of(folder, directory, **options):
     kind = find_episodes([str(folder)])[0].format
-    return make_part(EpisodeFolder(folder, kind, "source"), PartOptions(**options), directory, "digest")
+    return make_part(
+        EpisodeFolder(folder, kind, "source", folder), PartOptions(**options), directory, "digest"
+    )
 
 
 def faults_of(folder, directory, **options):
@@ -275,3 +282,46 @@ def test_episodes_are_found_once_by_folder_and_glob(tmp_path):
     found = find_episodes([str(tmp_path / "*"), str(tmp_path / "a" / "e1"), str(tmp_path)])
     assert [episode.path.name for episode in found] == ["e1", "e2", "e3"]
     assert found[0].identity == "a/e1"
+
+
+def decodes_in_full(data):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        try:
+            with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
+                image.load()
+        except (OSError, ValueError, SyntaxError, Warning):
+            return False
+    return True
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"progressive": True}, {"subsampling": 0}, {"restart_marker_rows": 1}]
+)
+def test_the_quick_check_of_a_picture_judges_as_decoding_in_full_does(options):
+    rng = np.random.default_rng(0)
+    buffer = io.BytesIO()
+    noise = rng.normal(128, 40, (90, 70, 3)).clip(0, 255).astype(np.uint8)
+    Image.fromarray(noise).save(buffer, "JPEG", **options)
+    sound = buffer.getvalue()
+    verdicts = []
+    for case in range(400):
+        data = bytearray(sound)
+        if case % 4 == 0:
+            data = data[: rng.integers(len(data))]
+        elif case % 4 == 1:
+            data[rng.integers(len(data))] ^= 1 << rng.integers(8)
+        elif case % 4 == 2:
+            for place in rng.integers(0, len(data), 20):
+                data[place] = rng.integers(256)
+        else:
+            start = rng.integers(len(data))
+            del data[start : start + rng.integers(1, 200)]
+        try:
+            files.check_image(Path("p.jpg"), bytes(data))
+            is_sound = True
+        except EpisodeError:
+            is_sound = False
+        assert is_sound == decodes_in_full(bytes(data)), f"case {case}"
+        verdicts.append(is_sound)
+    assert 40 < sum(verdicts) < 360
