@@ -106,6 +106,8 @@ class Arguments:
     """Updates between two log lines."""
     features: str | None = None
     """Which features of the cache to use, when it holds several kinds; `export` prints the name."""
+    allow_missing: bool = False
+    """Train on the samples whose features the cache has, and say how many that leaves."""
     devices: int | None = None
     """Number of local devices; all by default."""
     fsdp: int = 1
@@ -119,14 +121,21 @@ def main(arguments: Arguments) -> None:
     dataset = open_dataset(arguments.data)
     resuming = arguments.resume and bool(checkpoint_steps(arguments.out))
     resumed = resolve_checkpoint(arguments.out) if resuming else None
-    table = FeatureTable.open(dataset, arguments.cache, features=features_to_use(arguments, resumed))
+    table = FeatureTable.open(
+        dataset,
+        arguments.cache,
+        features=features_to_use(arguments, resumed),
+        allow_missing=arguments.allow_missing,
+    )
     config = configuration(arguments, dataset, table, resumed)
     mesh = make_mesh(arguments.devices, arguments.fsdp)
     console = make_console(stderr=True)
+    if table.num_missing:
+        console.print(table.missing_note())
     console.print(
         f"{config.policy.model_type} policy, fusion {config.policy.fusion.strategy}, {config.steps} updates of "
         f"{config.batch_size} samples on {mesh.size} {jax.devices()[0].platform} device(s); "
-        f"{len(dataset.sample_ticks('train'))} training and {len(dataset.sample_ticks('val'))} held-out samples, "
+        f"{len(table.sample_ticks('train'))} training and {len(table.sample_ticks('val'))} held-out samples, "
         f"{table.num_slots} feature slots of width {table.width}"
     )
     result = train(config, dataset, table, arguments.out, mesh=mesh, resume=arguments.resume)
@@ -203,7 +212,7 @@ def configuration(
     optimizer = _override(base.optimizer, arguments, OPTIMIZER_OPTIONS)
     config = _override(dataclasses.replace(base, optimizer=optimizer), arguments, TRAINING_OPTIONS)
     if arguments.epochs is not None:
-        samples = len(dataset.sample_ticks("train"))
+        samples = len(table.sample_ticks("train"))
         config = dataclasses.replace(
             config, steps=max(1, round(arguments.epochs * samples / config.batch_size))
         )

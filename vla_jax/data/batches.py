@@ -1,5 +1,6 @@
 """Feeds a packed data set in batches: a seeded, endless, resumable shuffle for training; one pass for evaluation."""
 
+import hashlib
 import logging
 import threading
 from collections import OrderedDict
@@ -47,8 +48,11 @@ def make_batch(
 def sequential_batches(
     dataset: PackedDataset, features: FeatureTable, split: Split, batch_size: int
 ) -> Iterator[Batch]:
-    """Yields all samples of a split once, in order; the last batch is filled up with copies marked not `valid`."""
-    ticks = dataset.sample_ticks(split)
+    """Yields all samples of a split that have features once, in order.
+
+    The last batch is filled up with copies marked not `valid`.
+    """
+    ticks = features.sample_ticks(split)
     for start in range(0, len(ticks), batch_size):
         rows = np.arange(start, start + batch_size)
         valid = rows < len(ticks)
@@ -75,6 +79,12 @@ class SampleOrder:
 
     def __len__(self) -> int:
         return len(self._ticks)
+
+    def identity(self) -> dict[str, Any]:
+        """Returns what decides the order (JSON values): how many samples, which ones, and the seed."""
+        ticks = np.ascontiguousarray(self._ticks, "<i8")
+        samples = hashlib.sha256(ticks.tobytes()).hexdigest()[:16]
+        return {"num_samples": len(ticks), "samples": samples, "seed": self._seed}
 
     def at(self, positions: np.ndarray) -> np.ndarray:
         """Returns the tick rows at positions (n,) of the endless order."""
@@ -128,7 +138,8 @@ class BatchLoader:
     source_weights: EpisodeEntry.source → how often its samples are drawn, relative to the others (default 1).
 
     Raises:
-        UserError: the split has no samples; the batch does not divide; a weight names no source or is not positive.
+        UserError: the split has no samples with features; the batch does not divide; a weight names no source or is
+            not positive.
     """
 
     def __init__(
@@ -148,9 +159,10 @@ class BatchLoader:
     ) -> None:
         if batch_size < 1 or batch_size % process_count:
             raise UserError(f"a batch of {batch_size} does not divide over {process_count} process(es)")
-        ticks = dataset.sample_ticks(split)
+        ticks = features.sample_ticks(split)
         if not len(ticks):
-            raise UserError(f"{dataset.path}: the {split} split has no samples")
+            without = " with features" if features.num_missing else ""
+            raise UserError(f"{dataset.path}: the {split} split has no samples{without}")
         self.dataset = dataset
         self.features = features
         self.split: Split = split
@@ -191,12 +203,13 @@ class BatchIterator(Iterator[Batch]):
     def get_state(self) -> dict[str, int]:
         """Returns the position (JSON values): the samples consumed so far by all processes."""
         consumed = int(self._iterator.get_state()["next_index"]) * self._loader.batch_size
-        return {"next_sample": consumed, "num_samples": len(self._loader.order), "seed": self._loader.seed}
+        return {"next_sample": consumed, **self._loader.order.identity()}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Continues where `get_state` was called; after a change of the batch size, at the batch that holds it."""
-        for name, now in (("num_samples", len(self._loader.order)), ("seed", self._loader.seed)):
-            if state[name] != now:
+        for name, now in self._loader.order.identity().items():
+            # States saved by earlier versions do not tell the samples apart.
+            if state.get(name, now) != now:
                 logger.warning(
                     "the data order has changed since it was saved (%s %s, now %s): samples of the epoch in progress "
                     "may come twice or not at all",

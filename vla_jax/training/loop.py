@@ -110,7 +110,8 @@ def _train(
     )
     validate = jax.jit(functools.partial(validation_step, config, structure), out_shardings=everywhere)
     root_key = jax.device_put(jax.random.key(config.seed), everywhere)
-    identity = RunIdentity(features=features.provenance, data=dataset.describe())
+    seen = {f"{split}_samples": len(features.sample_ticks(split)) for split in ("train", "val")}
+    identity = RunIdentity(features=features.provenance, data=dataset.describe() | seen)
 
     first = resume_step or 0
     with contextlib.ExitStack() as stack:
@@ -164,7 +165,7 @@ def fit_normaliser(config: TrainConfig, dataset: PackedDataset, features: Featur
     Raises:
         UserError: the data set has no training samples.
     """
-    ticks = dataset.sample_ticks("train")
+    ticks = features.sample_ticks("train")
     if not len(ticks):
         raise UserError(f"{dataset.path} has no training samples; look at what prepare said of its episodes")
     records = np.unique(dataset.record_index(ticks))

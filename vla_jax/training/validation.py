@@ -28,7 +28,7 @@ def validation_metrics(
 
     "validation/action_mse" and "validation/action_mae" are over all action dimensions, in mm and degrees.
     """
-    if not len(dataset.sample_ticks("val")):
+    if not len(features.sample_ticks("val")):
         return {}
     params = state.ema_params if config.ema_decay > 0 else state.params
     sums: list[Mapping[str, jax.Array]] = []
