@@ -1,4 +1,4 @@
-"""Looks after a feature cache: `python -m experiments.cache stats|verify|gc|merge CACHE …`."""
+"""Looks after a feature cache: `python -m experiments.cache stats|verify|gc|merge|import CACHE …`."""
 
 import dataclasses
 import time
@@ -10,10 +10,18 @@ from tyro.conf import Positional, subcommand
 
 from experiments import cli
 from experiments.console import make_console
+from experiments.data import open_dataset
+from feature_cache.keys import imported_provenance
 from feature_cache.maintenance import ProvenanceStatistics, collect_garbage, damaged_shards, merge, statistics
+from feature_cache.reference_cache import ImportedRecord, import_features, reference_files
+from feature_cache.store import FeatureStore
 from vla_jax.data import PackedDataset
+from vla_jax.data.features import record_keys
+from vla_jax.data.reference_records import match_reference_files
+from vla_jax.errors import UserError
 
 _NUM_PROMPTS_SHOWN = 3
+_NUM_FILES_SHOWN = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,15 +62,32 @@ class Merge:
     """Caches to copy from."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Import:
+    """Takes over the features that a PyTorch reference run wrote: `<episode>_vlm<index>.pt` files, mean-pooled."""
+
+    cache: Positional[Path]
+    """Feature cache that grows; made if it does not exist."""
+    reference: Positional[Path]
+    """The reference's cache directory."""
+    data: Positional[Path]
+    """Prepared data set of the same episodes; all files can be used where it was prepared with `--alignment index`,
+    the reference's way of pairing pictures with actions."""
+    backbone: str
+    """What to call the backbone that made the files, for instance Qwen/Qwen2.5-VL-3B-Instruct-360x640. The files do
+    not say; caches of two backbones need two names."""
+
+
 Arguments = (
     Annotated[Stats, subcommand("stats")]
     | Annotated[Verify, subcommand("verify")]
     | Annotated[Gc, subcommand("gc")]
     | Annotated[Merge, subcommand("merge")]
+    | Annotated[Import, subcommand("import")]
 )
 
 
-def main(arguments: Stats | Verify | Gc | Merge) -> int | None:
+def main(arguments: Stats | Verify | Gc | Merge | Import) -> int | None:
     match arguments:
         case Stats():
             return _stats(arguments)
@@ -72,6 +97,8 @@ def main(arguments: Stats | Verify | Gc | Merge) -> int | None:
             return _gc(arguments)
         case Merge():
             return _merge(arguments)
+        case Import():
+            return _import(arguments)
 
 
 def _stats(arguments: Stats) -> None:
@@ -100,7 +127,7 @@ def _row(entry: ProvenanceStatistics) -> list[str]:
         entry.name,
         made_by.backbone_name + adapter,
         f"{pooling}{layer}, {made_by.dtype}",
-        str(made_by.processor.get("size", {}).get("longest_edge", "")),
+        "imported" if made_by.is_imported else str(made_by.processor.get("size", {}).get("longest_edge", "")),
         str(entry.num_records),
         str(entry.num_shards),
         f"{entry.num_bytes / 1e9:.3f}",
@@ -145,6 +172,47 @@ def _merge(arguments: Merge) -> int | None:
             print(f"left out: {error}")
         num_damaged += len(summary.damaged)
     return 1 if num_damaged else None
+
+
+def _import(arguments: Import) -> None:
+    dataset = open_dataset(arguments.data)
+    paths = reference_files(arguments.reference)
+    provenance = imported_provenance(arguments.backbone)
+    match = match_reference_files(dataset, provenance, paths)
+    records = [ImportedRecord(paths[file.name], file.key, file.prompt) for file in match.files]
+    summary = import_features(arguments.cache, provenance, records)
+    left_out = match.unmatched | summary.unusable
+    told = [_told(names, f"file(s) {reason}") for reason, names in left_out.items()]
+    hint = ""
+    if dataset.meta.alignment != "index":
+        hint = (
+            f"{arguments.data} pairs pictures with actions by time and the reference by index: data prepared with "
+            "--alignment index can use all files"
+        )
+    if not summary.num_written + summary.num_present:
+        raise UserError(
+            f"{arguments.reference}: none of {len(paths)} files could be used for {arguments.data}: "
+            + "; ".join([*told, hint] if hint else told)
+        )
+    print(
+        f"{arguments.cache}: {summary.num_written} records imported, {summary.num_present} already there; "
+        f"features {provenance.name()} (mean pooling)"
+    )
+    for line in told:
+        print(f"{arguments.reference}: left out {line}")
+    required = dataset.required_records()
+    store = FeatureStore.open(arguments.cache, provenance.name())
+    absent = required[~store.contains(record_keys(dataset, required, provenance))]
+    if len(absent):
+        pictures = [str(dataset.records[int(i)].images[0].path) for i in absent]
+        print(f"{arguments.data}: {_told(pictures, f'of {len(required)} records have no features')}")
+    if hint and (left_out or len(absent)):
+        print(hint)
+
+
+def _told(names: list[str], what: str) -> str:
+    more = ", …" if len(names) > _NUM_FILES_SHOWN else ""
+    return f"{len(names)} {what}, the first: {', '.join(names[:_NUM_FILES_SHOWN])}{more}"
 
 
 if __name__ == "__main__":

@@ -50,6 +50,8 @@ class Arguments:
     """Samples per call of the network; changes speed and memory, not the predictions."""
     seed: int = 0
     """Seed of a diffusion policy's noise."""
+    allow_missing: bool = False
+    """Judge on the samples whose features the cache has, and say how many that leaves."""
 
 
 def main(arguments: Arguments) -> None:
@@ -60,8 +62,12 @@ def main(arguments: Arguments) -> None:
     policy = InsertionPolicy.from_checkpoint(
         arguments.run, checkpoint=arguments.checkpoint, sampler=arguments.sampler, steps=arguments.steps
     )
-    features = open_matching_features(policy.loaded, dataset, arguments.cache)
+    features = open_matching_features(
+        policy.loaded, dataset, arguments.cache, allow_missing=arguments.allow_missing
+    )
     check_compatible(policy.loaded, dataset, features)
+    if features.num_missing:
+        make_console(stderr=True).print(features.missing_note())
     make_report_directory(arguments.out)
     evaluation = evaluate(
         policy, dataset, features, arguments.split, batch_size=arguments.batch_size, seed=arguments.seed

@@ -130,6 +130,8 @@ class Arguments:
     """Updates between two log lines."""
     features: str | None = None
     """Which features of the cache to use, when it holds several kinds; `export` prints the name."""
+    allow_missing: bool = False
+    """Train on the samples whose features the cache has, and say how many that leaves."""
     feed: FeedMode = "auto"
     """How batches reach the devices. host: made by threads and sent. device: the whole data set lives in device
     memory and batches are gathered there. auto: device on accelerators, as far as memory goes."""
@@ -162,13 +164,20 @@ def main(arguments: Arguments) -> None:
     dataset = open_dataset(arguments.data)
     resuming = arguments.resume and bool(checkpoint_steps(arguments.out))
     resumed = resolve_checkpoint(arguments.out) if resuming else None
-    table = FeatureTable.open(dataset, arguments.cache, features=features_to_use(arguments, resumed))
+    table = FeatureTable.open(
+        dataset,
+        arguments.cache,
+        features=features_to_use(arguments, resumed),
+        allow_missing=arguments.allow_missing,
+    )
     initial = None
     if arguments.init_from is not None and resumed is None:
         initial = load_policy(arguments.init_from)
     config = configuration(arguments, dataset, table, resumed, initial)
     mesh = make_mesh(arguments.devices, arguments.fsdp)
     console = make_console(stderr=True, quiet=not is_main_process())
+    if table.num_missing:
+        console.print(table.missing_note())
     console.print(
         f"{config.policy.model_type} policy, fusion {config.policy.fusion.strategy}, "
         f"{table.num_slots} feature slots of width {table.width}"
@@ -279,7 +288,7 @@ def configuration(
             f"the configuration is for {base.policy.vl_slots} feature slots of width {base.policy.vl_dim}; "
             f"{arguments.cache} gives {table.num_slots} of width {table.width}"
         )
-    samples = len(dataset.sample_ticks("train"))
+    samples = len(table.sample_ticks("train"))
     config = _override(base, arguments, TRAINING_OPTIONS)
     optimizer = _override(base.optimizer, arguments, OPTIMIZER_OPTIONS)
     if arguments.sched_on == "epoch":

@@ -70,6 +70,11 @@ class Provenance:
         """Returns the directory name of these records inside a cache: the digest's first 16 characters."""
         return self.digest()[:NAME_LENGTH]
 
+    @property
+    def is_imported(self) -> bool:
+        """Whether the records were made elsewhere, so that no export can add to them."""
+        return "imported_from" in self.processor
+
     def export_options(self) -> str:
         """Returns the options of `experiments.export` that make features of this provenance.
 
@@ -113,6 +118,22 @@ class Provenance:
         if digest != provenance.digest():
             raise UserError(f"{source}: damaged, its fields do not give its digest {digest[:NAME_LENGTH]}")
         return provenance
+
+
+def imported_provenance(backbone_name: str) -> Provenance:
+    """Returns the provenance of features from a PyTorch reference cache, which does not say what made them.
+
+    backbone_name: what the user says of it; here it is part of the digest, for it is all there is to tell two such
+        caches apart.
+    """
+    return Provenance(
+        backbone=f"unknown weights named {backbone_name}",
+        backbone_name=backbone_name,
+        adapter=None,
+        processor={"imported_from": "PyTorch reference cache"},
+        chat_template="unknown",
+        pooling="mean",
+    )
 
 
 def record_key(provenance_digest: str, prompt: str, image_digests: Sequence[str]) -> str:

@@ -1,10 +1,12 @@
 """Feeds a packed data set in batches: a seeded, endless, resumable shuffle for training; one pass for evaluation."""
 
+import hashlib
 import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -88,11 +90,11 @@ def sequential_batches(
     share: ProcessShare = ProcessShare(),
     resident: Collection[str] = (),
 ) -> Iterator[Batch]:
-    """Yields all samples of a split once, in order; the last batch is filled up with copies marked not `valid`.
+    """Yields all samples of a split that have features once, in order.
 
-    share, resident: see `BatchLoader` and `make_batch`.
+    The last batch is filled up with copies marked not `valid`. share, resident: see `BatchLoader` and `make_batch`.
     """
-    ticks = dataset.sample_ticks(split)
+    ticks = features.sample_ticks(split)
     mine = share.rows(batch_size)
     for start in range(0, len(ticks), batch_size):
         rows = start + mine
@@ -120,6 +122,13 @@ class SampleOrder:
 
     def __len__(self) -> int:
         return len(self._ticks)
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What decides the order (JSON values): how many samples, which ones, and the seed."""
+        ticks = np.ascontiguousarray(self._ticks, "<i8")
+        samples = hashlib.sha256(ticks.tobytes()).hexdigest()[:16]
+        return {"num_samples": len(ticks), "samples": samples, "seed": self._seed}
 
     def at(self, positions: np.ndarray) -> np.ndarray:
         """Returns the tick rows at positions (n,) of the endless order."""
@@ -174,7 +183,8 @@ class BatchLoader:
         without it the data set's own weights hold (`EpisodeEntry.weight`).
 
     Raises:
-        UserError: the split has no samples; the batch does not divide; a weight names no source or is not positive.
+        UserError: the split has no samples with features; the batch does not divide; a weight names no source or is
+            not positive.
     """
 
     def __init__(
@@ -192,9 +202,10 @@ class BatchLoader:
         source_weights: Mapping[str, float] | None = None,
     ) -> None:
         self._rows = share.rows(batch_size)
-        ticks = dataset.sample_ticks(split)
+        ticks = features.sample_ticks(split)
         if not len(ticks):
-            raise UserError(f"{dataset.path}: the {split} split has no samples")
+            without = " with features" if features.num_missing else ""
+            raise UserError(f"{dataset.path}: the {split} split has no samples{without}")
         self.dataset = dataset
         self.features = features
         self.split: Split = split
@@ -235,13 +246,13 @@ class BatchIterator(Iterator[Batch]):
 
     def get_state(self) -> dict[str, int]:
         """Returns the position (JSON values): the samples consumed so far by all processes."""
-        consumed = self.index * self._loader.batch_size
-        return {"next_sample": consumed, "num_samples": len(self._loader.order), "seed": self._loader.seed}
+        return {"next_sample": self.index * self._loader.batch_size, **self._loader.order.identity}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Continues where `get_state` was called; after a change of the batch size, at the batch that holds it."""
-        for name, now in (("num_samples", len(self._loader.order)), ("seed", self._loader.seed)):
-            if state[name] != now:
+        for name, now in self._loader.order.identity.items():
+            # States saved by earlier versions do not tell the samples apart.
+            if state.get(name, now) != now:
                 logger.warning(
                     "the data order has changed since it was saved (%s %s, now %s): samples of the epoch in progress "
                     "may come twice or not at all",

@@ -1,5 +1,6 @@
 """Joins a packed data set with a feature cache: the vision-language features of every record it needs."""
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import numpy as np
 
 from feature_cache.keys import Provenance, record_key
 from feature_cache.store import FeatureStore
-from vla_jax.data.packed import PackedDataset
+from vla_jax.data.packed import PackedDataset, Split
 from vla_jax.errors import UserError
 
 # Features up to this size are held in memory as one array; larger ones are gathered from the shards' maps.
@@ -23,6 +24,8 @@ class FeatureTable:
             and the text the last one; `mean` and `last` have one slot, `tokens` as many as the longest record.
         has_fixed_slots: whether a slot means the same in every record.
         provenance: what made the features (JSON values); name: its directory in the cache.
+        num_required, num_missing: records that the data set's samples need, and those of them without features
+            (0 unless the table was opened with `allow_missing`).
     """
 
     def __init__(self, dataset: PackedDataset, store: FeatureStore, name: str, positions: np.ndarray) -> None:
@@ -32,6 +35,10 @@ class FeatureTable:
         self.width = store.width
         self.dtype = store.dtype
         self.has_fixed_slots = provenance.pooling != "tokens"
+        required = dataset.required_records()
+        self.num_required = len(required)
+        self.num_missing = int((positions[required] < 0).sum())
+        self._dataset = dataset
         self._store = store
         self._positions = positions
         self._cells = provenance.grid**2 if provenance.pooling == "grid" else 0
@@ -58,15 +65,22 @@ class FeatureTable:
 
     @classmethod
     def open(
-        cls, dataset: PackedDataset, cache_dir: str | Path, *, features: str | None = None
+        cls,
+        dataset: PackedDataset,
+        cache_dir: str | Path,
+        *,
+        features: str | None = None,
+        allow_missing: bool = False,
     ) -> "FeatureTable":
         """Finds the features that `dataset` needs in a cache.
 
-        features: beginning of a provenance's name; needed only where several hold everything.
+        features: beginning of a provenance's name; needed only where several would do.
+        allow_missing: where no provenance holds everything, take one that holds something; `sample_ticks` then
+            leaves out the samples without features.
 
         Raises:
-            UserError: no such cache; no records are needed; records are missing (with the export command);
-                several provenances would do.
+            UserError: no such cache; no records are needed; records are missing (with the command that writes them),
+                with `allow_missing` all of them; several provenances would do.
         """
         required = dataset.required_records()
         if not len(required):
@@ -87,17 +101,22 @@ class FeatureTable:
             store = FeatureStore.open(cache_dir, name)
             wanted = store.positions(record_keys(dataset, required, provenance))
             candidates.append((name, store, wanted))
-        complete = [entry for entry in candidates if (entry[2] >= 0).all()]
-        if len(complete) > 1:
-            listed = "; ".join(f"{name} ({_describe(store.provenance)})" for name, store, _ in complete)
+        usable = [entry for entry in candidates if (entry[2] >= 0).all()]
+        if not usable and allow_missing:
+            usable = [entry for entry in candidates if (entry[2] >= 0).any()]
+        if len(usable) > 1:
+            listed = "; ".join(
+                f"{name} ({_describe(store.provenance)}, {int((wanted >= 0).sum())} of {len(required)} records)"
+                for name, store, wanted in usable
+            )
             raise UserError(
                 f"{cache_dir}: several sets of features fit {dataset.path}, choose with --features NAME: {listed}"
             )
-        if not complete:
+        if not usable:
             raise _missing(
                 dataset, cache_dir, required, max(candidates, key=lambda e: int((e[2] >= 0).sum()))
             )
-        name, store, wanted = complete[0]
+        name, store, wanted = usable[0]
         store.mark_used(wanted)
         positions = np.full(len(dataset.records), -1, np.int64)
         positions[required] = wanted
@@ -118,6 +137,27 @@ class FeatureTable:
         self._check_held(record_index)
         return np.where(record_index >= 0, self._row_of[record_index], len(self._records)).astype(np.int32)
 
+    def sample_ticks(self, split: Split) -> np.ndarray:
+        """Returns the int64 tick rows, ascending, of the samples of a split that have their features.
+
+        Training and evaluation choose their samples here, and only here.
+        """
+        ticks = self._dataset.sample_ticks(split)
+        return ticks[self._positions[self._dataset.record_index(ticks)] >= 0]
+
+    def missing_note(self) -> str:
+        """Returns in one line how many records are missing and how many samples that leaves; "" if none is."""
+        if not self.num_missing:
+            return ""
+        left = ", ".join(
+            f"{len(self.sample_ticks(split))} of {len(self._dataset.sample_ticks(split))} {name}"
+            for split, name in (("train", "training"), ("val", "held-out"))
+        )
+        return (
+            f"{self.num_missing} of {self.num_required} records that {self._dataset.path} needs have no features in "
+            f"{self.name}; left are {left} samples"
+        )
+
     def gather(self, record_index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns features (n, S, V) in the storage type and their mask (n, S) bool.
 
@@ -125,7 +165,7 @@ class FeatureTable:
 
         Raises:
             DamagedShardError: a record's bytes do not match their checksum.
-            KeyError: a record that no sample of the data set needs.
+            KeyError: a record that has no features here, or that no sample of the data set needs.
         """
         if self._table is not None:
             row = self.rows(record_index)
@@ -137,7 +177,7 @@ class FeatureTable:
     def _check_held(self, record_index: np.ndarray) -> None:
         unknown = (record_index >= 0) & (self._positions[record_index] < 0)
         if unknown.any():
-            raise KeyError(f"record {record_index[unknown][0]} was not asked for on opening")
+            raise KeyError(f"record {record_index[unknown][0]} has no features, or no sample needs it")
 
     def _read(self, record_index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         present = record_index >= 0
@@ -172,8 +212,8 @@ def _describe(provenance: Provenance) -> str:
     pooling = (
         f"grid {provenance.grid}x{provenance.grid}" if provenance.pooling == "grid" else provenance.pooling
     )
-    adapter = ", with adapter" if provenance.adapter else ""
-    return f"{provenance.backbone_name}, {pooling}, {provenance.dtype}{adapter}"
+    origin = ", with adapter" if provenance.adapter else ", imported" if provenance.is_imported else ""
+    return f"{provenance.backbone_name}, {pooling}, {provenance.dtype}{origin}"
 
 
 def _missing(
@@ -189,8 +229,18 @@ def _missing(
         record = dataset.records[int(index)]
         first.append(f"{record.images[0].path} ({record.prompt!r})")
     damaged = f", {len(store.damaged)} damaged shard(s) set aside" if store.damaged else ""
+    if store.provenance.is_imported:
+        remedy = (
+            f"Import more files with `python -m experiments.cache import {cache_dir} REFERENCE_DIR {dataset.path} "
+            f"--backbone {shlex.quote(store.provenance.backbone_name)}`"
+        )
+    else:
+        remedy = (
+            f"Export them with `python -m experiments.export {dataset.path} --cache {cache_dir} "
+            f"{store.provenance.export_options()}`"
+        )
+    rest = ", or go on without their samples by --allow-missing" if len(absent) < len(required) else ""
     return UserError(
         f"{cache_dir}: {len(absent)} of {len(required)} records that {dataset.path} needs have no features in {name} "
-        f"({_describe(store.provenance)}){damaged}; the first: {', '.join(first)}. Export them with `python -m "
-        f"experiments.export {dataset.path} --cache {cache_dir} {store.provenance.export_options()}`"
+        f"({_describe(store.provenance)}){damaged}; the first: {', '.join(first)}. {remedy}{rest}"
     )

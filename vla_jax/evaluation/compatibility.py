@@ -18,8 +18,12 @@ logger = logging.getLogger(__name__)
 DATA_FIELDS = ("views", "action_hz", "horizon", "sensor_window_size", "sensor_hz")
 
 
-def open_matching_features(loaded: LoadedPolicy, dataset: PackedDataset, cache: Path) -> FeatureTable:
+def open_matching_features(
+    loaded: LoadedPolicy, dataset: PackedDataset, cache: Path, *, allow_missing: bool = False
+) -> FeatureTable:
     """Opens the features of the cache that the policy was trained on.
+
+    allow_missing: see `FeatureTable.open`.
 
     Raises:
         UserError: the cache is missing, holds only features of another provenance, or lacks some that the data
@@ -27,7 +31,7 @@ def open_matching_features(loaded: LoadedPolicy, dataset: PackedDataset, cache: 
     """
     trained = loaded.identity.features
     if not trained:  # an imported policy does not know; its width is still checked
-        return FeatureTable.open(dataset, cache)
+        return FeatureTable.open(dataset, cache, allow_missing=allow_missing)
     kinds = FeatureStore.provenances(cache)
     matching = [name for name, provenance in kinds if not _differences(trained, provenance)]
     if kinds and not matching:
@@ -37,7 +41,8 @@ def open_matching_features(loaded: LoadedPolicy, dataset: PackedDataset, cache: 
             + "; ".join(f"{name} is {ours!r}, the policy's {theirs!r}" for name, ours, theirs in closest)
             + "; export them with the training's backbone and settings, or give the cache it was trained with"
         )
-    return FeatureTable.open(dataset, cache, features=matching[0] if matching else None)
+    features = matching[0] if matching else None
+    return FeatureTable.open(dataset, cache, features=features, allow_missing=allow_missing)
 
 
 def check_compatible(loaded: LoadedPolicy, dataset: PackedDataset, features: FeatureTable) -> None:

@@ -50,19 +50,23 @@ def evaluate(
     seed: of a diffusion policy's noise.
 
     Raises:
-        UserError: the split has no samples.
+        UserError: the split has no samples with features.
     """
-    if not len(dataset.sample_ticks(split)):
+    num_samples = len(features.sample_ticks(split))
+    if not num_samples:
+        without = " with features" if features.num_missing else ""
         raise UserError(
-            f"{dataset.path} has no samples in split {split!r}; use --split all, or more episodes"
+            f"{dataset.path} has no samples{without} in split {split!r}; use --split all, or more episodes"
         )
     predictions = predict_split(policy, dataset, features, split, batch_size=batch_size, seed=seed)
     judged, drifts = judge(predictions, dataset)
+    judged_on = provenance(policy, dataset, predictions, split, seed)
+    judged_on["data"]["samples_without_features"] = len(dataset.sample_ticks(split)) - num_samples
     device = jax.devices()[0]
     metrics = {
         **judged,
         "latency": {**measure_latency(policy), "device": device.device_kind},
-        **provenance(policy, dataset, predictions, split, seed),
+        **judged_on,
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
     }
     return Evaluation(metrics, predictions, drifts)

@@ -40,7 +40,7 @@ def predict_split(
     batch_size: int,
     seed: int = 0,
 ) -> Predictions:
-    """Predicts the chunk of every sample of "train", "val" or "all", with a progress bar.
+    """Predicts the chunk of every sample of "train", "val" or "all" that has features, with a progress bar.
 
     A diffusion policy draws each sample's noise from (seed, tick), so neither batch size nor split changes it. The
     recorded future enters only `target`; a policy anchored on the previous chunk is given the delta before the
@@ -50,7 +50,7 @@ def predict_split(
     draw_keys = jax.jit(jax.vmap(jax.random.fold_in, (None, 0)))
     root = jax.random.key(seed)
     kept: dict[str, list[np.ndarray]] = {}
-    with progress_bar(total=len(dataset.sample_ticks(split)), desc=f"predict {split}", unit="sample") as bar:
+    with progress_bar(total=len(features.sample_ticks(split)), desc=f"predict {split}", unit="sample") as bar:
         for batch in sequential_batches(dataset, features, split, batch_size):
             previous = batch["previous_action"]
             anchor = np.repeat(previous[:, None], horizon, axis=1)

@@ -116,7 +116,8 @@ class _Session:
         self.announce = announce
         self.optimizer = make_optimizer(config.optimizer, config.steps)
         self.abstract = abstract_state(config, self.optimizer, mesh)
-        self.identity = RunIdentity(features=features.provenance, data=dataset.describe())
+        seen = {f"{split}_samples": len(features.sample_ticks(split)) for split in ("train", "val")}
+        self.identity = RunIdentity(features=features.provenance, data=dataset.describe() | seen)
         everywhere = replicated(mesh)
         self.root_key = jax.jit(lambda: jax.random.key(config.seed), out_shardings=everywhere)()
 
@@ -140,7 +141,7 @@ class _Session:
         normaliser = jax.device_put(jax.tree.map(np.asarray, normaliser), replicated(self.mesh))
         announce(describe_devices(self.mesh))
         announce(describe_state(state))
-        for line in describe_samples(config, self.dataset):
+        for line in describe_samples(config, self.dataset, self.features):
             announce(line)
         feed = make_feed(self.feed_mode, self.dataset, self.features, self.mesh)
         announce(feed.describe())
@@ -310,7 +311,7 @@ def fit_normaliser(config: TrainConfig, dataset: PackedDataset, features: Featur
     Raises:
         UserError: the data set has no training samples.
     """
-    ticks = dataset.sample_ticks("train")
+    ticks = features.sample_ticks("train")
     if not len(ticks):
         raise UserError(f"{dataset.path} has no training samples; look at what prepare said of its episodes")
     records = np.unique(dataset.record_index(ticks))

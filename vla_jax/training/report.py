@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from vla_jax.data import PackedDataset
+from vla_jax.data import FeatureTable, PackedDataset
 from vla_jax.training.config import TrainConfig
 from vla_jax.training.optimizer import parameter_name
 from vla_jax.training.sharding import Mesh
@@ -37,11 +37,11 @@ def describe_state(state: TrainState) -> str:
     )
 
 
-def describe_samples(config: TrainConfig, dataset: PackedDataset) -> Iterator[str]:
+def describe_samples(config: TrainConfig, dataset: PackedDataset, features: FeatureTable) -> Iterator[str]:
     """Yields the samples of an epoch, and of each source."""
-    ticks = dataset.sample_ticks("train")
+    ticks = features.sample_ticks("train")
     yield (
-        f"{len(ticks)} training and {len(dataset.sample_ticks('val'))} held-out samples; an epoch is "
+        f"{len(ticks)} training and {len(features.sample_ticks('val'))} held-out samples; an epoch is "
         f"{len(ticks) / config.batch_size:.1f} updates of {config.batch_size}, the run {config.steps} updates"
     )
     sources = np.array([entry.source for entry in dataset.episodes])[dataset.ticks.episode[ticks]]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from feature_cache.keys import Provenance
+from feature_cache.keys import Provenance, imported_provenance
 from feature_cache.store import ShardWriter
 from tests.vla_jax.data.recordings import write_data_set, write_windows_episode
 from vla_jax.data import BatchLoader, FeatureTable, sequential_batches
@@ -108,6 +108,80 @@ def test_several_fitting_features_must_be_chosen_from(dataset, tmp_path):
     # Features of another backbone that lack records do not stand in the way.
     with pytest.raises(UserError, match="holds no features named 'zz'"):
         FeatureTable.open(dataset, tmp_path, features="zz")
+
+
+@pytest.fixture(scope="module")
+def partial(dataset, tmp_path_factory):
+    """A table of a cache that lacks the features of the first five records."""
+    cache = tmp_path_factory.mktemp("partial")
+    fill_cache(dataset, cache, provenance(), skip=5)
+    return FeatureTable.open(dataset, cache, allow_missing=True)
+
+
+def test_samples_without_features_are_left_out_when_allowed(dataset, partial):
+    lost = dataset.required_records()[:5]
+    assert (partial.num_missing, partial.num_required) == (5, len(dataset.required_records()))
+    for split in ("train", "val", "all"):
+        ticks = dataset.sample_ticks(split)
+        kept = ticks[~np.isin(dataset.record_index(ticks), lost)]
+        np.testing.assert_array_equal(partial.sample_ticks(split), kept)
+        if not len(kept):
+            continue
+        shown = [batch["tick"][batch["valid"]] for batch in sequential_batches(dataset, partial, split, 8)]
+        np.testing.assert_array_equal(np.concatenate(shown), kept)
+        order = loader(dataset, partial, split=split, batch_size=1).order
+        np.testing.assert_array_equal(np.sort(order.at(np.arange(len(kept)))), kept)
+    assert len(partial.sample_ticks("all")) < len(dataset.sample_ticks("all"))
+    with pytest.raises(KeyError, match=f"record {lost[2]} has no features"):
+        partial.gather(lost[2:])
+
+
+def test_how_many_samples_are_left_is_said(dataset, table, partial):
+    train, val = (len(partial.sample_ticks(split)) for split in ("train", "val"))
+    note = partial.missing_note()
+    assert note.startswith(
+        f"5 of {partial.num_required} records that {dataset.path} needs have no features in "
+    )
+    assert f"left are {train} of {len(dataset.sample_ticks('train'))} training, {val} of " in note
+    assert table.missing_note() == ""
+
+
+def test_what_is_complete_goes_before_what_lacks_something(dataset, tmp_path):
+    fill_cache(dataset, tmp_path, provenance(), skip=1)
+    fill_cache(dataset, tmp_path, provenance("mean"))
+    table = FeatureTable.open(dataset, tmp_path, allow_missing=True)
+    assert (table.provenance["pooling"], table.num_missing) == ("mean", 0)
+
+
+def test_several_partial_features_must_be_chosen_from_and_none_at_all_is_refused(dataset, tmp_path):
+    for made_by in (provenance(), provenance("mean")):
+        fill_cache(dataset, tmp_path / "two", made_by, skip=2)
+    num = len(dataset.required_records())
+    with pytest.raises(UserError, match=rf"choose with --features NAME: .*, {num - 2} of {num} records\)"):
+        FeatureTable.open(dataset, tmp_path / "two", allow_missing=True)
+    fill_cache(dataset, tmp_path / "none", provenance(), skip=num)
+    with pytest.raises(UserError, match=rf"{num} of {num} records .*--backbone tiny`$"):
+        FeatureTable.open(dataset, tmp_path / "none", allow_missing=True)
+
+
+def test_missing_imported_features_are_not_asked_of_an_export(dataset, tmp_path):
+    fill_cache(dataset, tmp_path, imported_provenance("a 3B model"), skip=1)
+    with pytest.raises(
+        UserError,
+        match=r"1 of \d+ .*experiments.cache import .* --backbone 'a 3B model'`, or go on .*--allow-missing$",
+    ):
+        FeatureTable.open(dataset, tmp_path)
+
+
+def test_other_samples_of_the_same_number_are_told_on_resuming(dataset, partial, table, caplog):
+    samples = loader(dataset, table).order.identity
+    assert samples != loader(dataset, partial).order.identity
+    with iter(loader(dataset, table)) as batches:
+        old = {name: value for name, value in batches.get_state().items() if name != "samples"}
+        batches.set_state(old)
+        assert not caplog.records
+        batches.set_state(old | {"samples": "of another cache"})
+    assert "data order has changed since it was saved (samples of another cache" in caplog.text
 
 
 def loader(dataset, table, **options):
