@@ -22,6 +22,7 @@ from vla_jax.evaluation.comparison import (
     differences,
     text,
 )
+from vla_jax.replacing import replace_text
 from vla_jax.training.history import RunHistory, read_history
 
 DESCRIPTION = """Tabulates training runs: loss, error on held-out episodes, time, and the settings in which they differ.
@@ -95,9 +96,7 @@ def write_report(
     try:
         report.parent.mkdir(parents=True, exist_ok=True)
         for path, content in contents.items():
-            temporary = path.with_name(f".{path.name}.tmp")
-            temporary.write_text(content)
-            temporary.replace(path)
+            replace_text(path, content)
     except OSError as error:
         raise UserError(f"cannot write the report to {report}: {error.strerror or error}") from error
     return report

@@ -15,7 +15,7 @@ from experiments.console import make_console
 from experiments.data import open_dataset
 from vla_jax.errors import UserError
 from vla_jax.inspection import Inspection, inspect_dataset, inspection_html, report
-from vla_jax.replacing import replace_file
+from vla_jax.replacing import replace_text
 from vla_jax.report_page import Cell
 
 DESCRIPTION = """Shows what a packed data set holds: counts, hours and rates per source, what is missing, how old what
@@ -61,7 +61,7 @@ def main(arguments: Arguments) -> None:
         return
     page = inspection_html(inspection)
     try:
-        replace_file(arguments.out, lambda file: file.write(page.encode()))
+        replace_text(arguments.out, page)
     except OSError as error:
         raise UserError(f"cannot write {arguments.out}: {error.strerror or error}") from error
     console.print(f"report: {arguments.out}", soft_wrap=True, markup=False)

@@ -21,3 +21,8 @@ def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Writes a text file in UTF-8 under a temporary name beside `path`, then renames it."""
+    replace_file(path, lambda handle: handle.write(text.encode()))

@@ -20,7 +20,7 @@ from vla_jax.evaluation.prediction import Predictions, predict_split
 from vla_jax.evaluation.report import report_html
 from vla_jax.inference.latency import measure_latency
 from vla_jax.inference.policy import InsertionPolicy
-from vla_jax.replacing import replace_file
+from vla_jax.replacing import replace_file, replace_text
 from vla_jax.report_page import ReportFigure, number
 
 PACKAGES = ("vla-jax", "jax", "jaxlib", "flax", "numpy")
@@ -94,9 +94,9 @@ def write_evaluation(evaluation: Evaluation, dataset: PackedDataset, out: Path) 
                 target=predictions.target,
             ),
         )
-        replace_file(report, lambda handle: handle.write(page.encode()))
+        replace_text(report, page)
         text = json.dumps(evaluation.metrics, indent=2, allow_nan=False)
-        replace_file(out / "metrics.json", lambda handle: handle.write(text.encode() + b"\n"))
+        replace_text(out / "metrics.json", text + "\n")
     except OSError as error:
         raise UserError(f"cannot write the report to {out}: {error.strerror or error}") from error
     return report

@@ -1,6 +1,5 @@
 """Reads and writes the reference's `.pt` files. Needs torch, which is imported when a file is touched."""
 
-import os
 import pickle
 import re
 import zipfile
@@ -13,6 +12,7 @@ import numpy as np
 
 from vla_jax.errors import UserError
 from vla_jax.interop.names import ENCODER, EXPERT
+from vla_jax.replacing import replace_file
 
 # Left by DistributedDataParallel and torch.compile around a whole model or around one part.
 _WRAPPERS = re.compile(r"(^|\.)((?:module|_orig_mod)\.)+")
@@ -74,7 +74,7 @@ def read_checkpoint(path: Path) -> ReferenceCheckpoint:
 
 
 def write_checkpoint(path: Path, arrays: Mapping[str, np.ndarray], *, epoch: int = 0) -> None:
-    """Writes arrays in the reference's full layout, which holds each part twice; under a temporary name first."""
+    """Writes arrays in the reference's full layout, which holds each part twice."""
     import torch
 
     tensors = {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
@@ -85,12 +85,7 @@ def write_checkpoint(path: Path, arrays: Mapping[str, np.ndarray], *, epoch: int
     content = {"epoch": epoch, "model_state_dict": tensors}
     content |= {part: state or None for part, state in parts.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        torch.save(content, temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    replace_file(path, lambda handle: torch.save(content, handle))
 
 
 def _load(path: Path) -> Any:

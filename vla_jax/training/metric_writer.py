@@ -7,6 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from vla_jax.replacing import replace_text
 from vla_jax.training.config import TrainConfig
 from vla_jax.training.wandb_sink import WandbSink
 
@@ -64,6 +65,4 @@ class MetricWriter:
                     kept.append(line + "\n")
             except json.JSONDecodeError:
                 continue  # The last line of a run that was killed while it wrote.
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(kept))
-        temporary.replace(self.path)
+        replace_text(self.path, "".join(kept))

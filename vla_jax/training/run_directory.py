@@ -10,6 +10,7 @@ import numpy as np
 
 from vla_jax import config_json
 from vla_jax.errors import UserError
+from vla_jax.replacing import replace_file, replace_text
 from vla_jax.training.config import TrainConfig
 
 
@@ -35,9 +36,7 @@ def locked(run: Path) -> Iterator[None]:
 
 def write_config(config: TrainConfig, run: Path) -> None:
     """Writes RUN/config.json, for people; checkpoints carry their own copy."""
-    temporary = run / "config.json.tmp"
-    temporary.write_text(config_json.to_json(config) + "\n")
-    temporary.replace(run / "config.json")
+    replace_text(run / "config.json", config_json.to_json(config) + "\n")
 
 
 def save_bad_batch(
@@ -55,7 +54,6 @@ def save_bad_batch(
     arrays = {
         name: value if value.dtype.isbuiltin else value.astype(np.float32) for name, value in batch.items()
     }
-    temporary = file.with_suffix(".tmp.npz")
-    np.savez(temporary, **arrays, history_step=list(history), history_loss=list(history.values()))
-    temporary.replace(file)
+    arrays |= {"history_step": np.array(list(history)), "history_loss": np.array(list(history.values()))}
+    replace_file(file, lambda handle: np.savez(handle, **arrays))
     return file

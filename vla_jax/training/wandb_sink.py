@@ -10,6 +10,7 @@ from typing import Any
 
 from vla_jax import config_json
 from vla_jax.errors import UserError
+from vla_jax.replacing import replace_text
 from vla_jax.training.config import TrainConfig
 
 RUN_ID_FILE = "wandb_run_id"
@@ -71,7 +72,5 @@ class WandbSink:
                 f"wandb cannot begin: {error}; log in with `wandb login`, or set WANDB_MODE=offline"
             ) from error
         if not is_known:
-            temporary = id_file.with_suffix(".tmp")
-            temporary.write_text(run_id + "\n")
-            temporary.replace(id_file)
+            replace_text(id_file, run_id + "\n")
         return started
