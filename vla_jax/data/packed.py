@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 
 from vla_jax.data.alignment import chunk_rows
 from vla_jax.data.part import fingerprint
@@ -250,14 +251,19 @@ class PackedDataset:
         ticks = np.asarray(ticks)
         size = size or self.meta.sensor_window_size
         begin, end = self.ticks.sensor_begin[ticks], self.ticks.sensor_end[ticks]
-        windows = np.empty((len(ticks), size, NUM_CHANNELS), self.sensor.dtype)
-        if not len(self.sensor):
-            windows[:] = 0
-            return windows
-        rows = np.maximum(end[:, None] - size + np.arange(size), begin[:, None])
-        # mode="clip" writes straight into `out`; absent rows (−1) are overwritten below.
-        np.take(self.sensor, rows, axis=0, out=windows, mode="clip")
-        windows[end < 0] = 0
+        start = end - size
+        is_whole = (end >= 0) & (start >= begin)
+        if is_whole.any():
+            # Windows as they lie in the stream: one copy of many bytes each, where rows would be many small ones.
+            in_place = sliding_window_view(self.sensor, (size, NUM_CHANNELS))[:, 0]
+            windows = in_place[np.where(is_whole, start, 0)]
+        else:
+            windows = np.empty((len(ticks), size, NUM_CHANNELS), self.sensor.dtype)
+        for i in np.flatnonzero(~is_whole).tolist():
+            if end[i] < 0:
+                windows[i] = 0
+            else:
+                windows[i] = self.sensor[np.maximum(np.arange(start[i], end[i]), begin[i])]
         self._release_pages(windows.nbytes)
         return windows
 

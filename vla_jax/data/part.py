@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -71,16 +72,23 @@ class Part:
 def fingerprint(folder: Path) -> str:
     """Returns a digest of an episode's name and task, and of its files' names, sizes and modification times."""
     resolved = folder.resolve()
-    digest = hashlib.sha256(f"{resolved.parent.name}/{resolved.name}\n".encode())
-    for directory, subfolders, names in os.walk(folder):
-        subfolders.sort()
-        for name in sorted(names):
-            path = os.path.join(directory, name)
-            status = os.stat(path) if os.path.exists(path) else os.lstat(path)
-            digest.update(
-                f"{os.path.relpath(path, folder)}\0{status.st_size}\0{status.st_mtime_ns}\n".encode()
-            )
-    return digest.hexdigest()
+    lines = [f"{resolved.parent.name}/{resolved.name}", *sorted(_file_lines(str(folder), ""))]
+    return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _file_lines(folder: str, prefix: str) -> Iterator[str]:
+    """Yields a line per file below a folder: its path there, size and time; folders behind links are not entered."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir():
+                if not entry.is_symlink():
+                    yield from _file_lines(entry.path, f"{prefix}{entry.name}/")
+                continue
+            try:
+                status = entry.stat()
+            except FileNotFoundError:  # A link to nothing.
+                status = entry.stat(follow_symlinks=False)
+            yield f"{prefix}{entry.name}\0{status.st_size}\0{status.st_mtime_ns}"
 
 
 def part_key(episode_fingerprint: str, options: PartOptions) -> str:
