@@ -43,7 +43,7 @@ from vla_jax.errors import UserError
 FORMAT_VERSION = 2
 INDEX_FILE = "dataset.json"
 # Pages of a larger stream are given back each time as much has been read.
-MAX_MAPPED_BYTES = 448 << 20
+MAX_MAPPED_BYTES = 192 << 20
 
 Split = Literal["train", "val", "all"]
 

@@ -1,0 +1,80 @@
+"""The benchmarks run at a tiny size; their figures are nobody's business here."""
+
+import json
+
+import numpy as np
+import pytest
+
+from experiments import cli
+from experiments.benchmarks import data, prepare
+from experiments.benchmarks.feeding_cases import make_case
+from experiments.benchmarks.recorded_episodes import EpisodeShape, sensor_stream, write_episodes
+from vla_jax.data.packing import PrepareOptions
+from vla_jax.data.packing import prepare as pack
+
+
+def run(command, name, *argv):
+    with pytest.raises(SystemExit) as exit_:
+        cli.run(command.main, command.Arguments, name=name, description="x", argv=[str(a) for a in argv])
+    return exit_.value.code
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_made_up_episodes_are_packed_without_a_finding(compressed, tmp_path):
+    shape = EpisodeShape(seconds=2.0, views=2, image_size=(32, 24), compressed=compressed)
+    write_episodes(tmp_path / "s", 2, shape, seed=3)
+    result = pack([str(tmp_path / "s")], tmp_path / "d", PrepareOptions())
+    assert result.findings == ()
+    stream = sensor_stream(1300, np.random.default_rng(3))
+    first = result.dataset.episodes[0]
+    # Overlapping windows: what is stored once is the stream, up to the end of the last whole window.
+    assert first.sensor_stop == 650 + 116 * 5
+    np.testing.assert_array_equal(result.dataset.sensor[: first.sensor_stop], stream[: first.sensor_stop])
+    digests = result.dataset.array("image_digest")
+    assert len(np.unique(digests, axis=0)) == len(digests) == 2 * 2 * 10
+
+
+def test_prepare_is_timed_beside_the_bare_reading(tmp_path, capsys):
+    out = tmp_path / "figures.json"
+    options = ["--episodes", 1, "--seconds", 1.2, "--rounds", 1, "--workers", 1, "--scratch", tmp_path]
+    assert run(prepare, "benchmarks.prepare", *options, "--out", out) == 0
+    results = json.loads(out.read_text())["results"]
+    assert [row["episodes"] for row in results] == ["uncompressed", "compressed"]
+    for row in results:
+        assert row["source_mb"] == pytest.approx(650 * 1026 * 4 * 2 / 1e6, rel=0.01)
+        assert row["prepare_mb_per_s"] == pytest.approx(row["source_mb"] / row["prepare_s"])
+        assert row["pictures"] == 5 * 6
+    assert results[1]["file_mb"] < results[0]["file_mb"]
+    assert "bare MB/s" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["figures.json"]
+    assert run(prepare, "benchmarks.prepare", "--episodes", 0) == 2
+
+
+def test_feeding_is_timed_beside_a_copy_and_the_reference(tmp_path, capsys):
+    out = tmp_path / "figures.json"
+    options = ["--sensor-lengths", 65, "--episodes", 3, "--seconds", 3, "--batch-size", 16, "--threads", 1, 2]
+    options += ["--reference-workers", 1, "--opened", 3, "--measure-s", 0.05, "--scratch", tmp_path]
+    assert run(data, "benchmarks.data", *options, "--out", out) == 0
+    figures = json.loads(out.read_text())
+    assert [(rate["side"], rate["workers"]) for rate in figures["rates"]] == [
+        ("numpy copy", 1),
+        ("host", 1),
+        ("host", 2),
+        ("reference", 1),
+    ]
+    assert all(rate["samples_per_s"] > 0 for rate in figures["rates"])
+    assert set(figures["opening_s"]["3"]) == {"open", "open_and_check_sources"}
+    assert "of numpy copy" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["figures.json"]
+
+
+def test_the_reference_side_reads_the_samples_that_are_fed(tmp_path):
+    reference = pytest.importorskip("experiments.benchmarks.reference_feeding")
+    case = make_case(tmp_path, 65, 2, 2.0)
+    files = reference.write_features(tmp_path / "features", ["a", "b"], 4)
+    sample = reference.SampleFiles(str(case.episodes[1] / "sensor_data.npz"), 3, files[1], np.ones((8, 7)))
+    item = reference.PerSampleFiles([sample])[0]
+    assert item["vl"].shape == (4,)
+    # Window 3 ends at row 260; so does what tick 4 sees, 0.4 s into the episode.
+    tick = case.dataset.episodes[1].tick_start + 4
+    np.testing.assert_array_equal(item["sensor"].numpy(), case.dataset.sensor_windows(np.array([tick]))[0])
