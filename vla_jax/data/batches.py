@@ -125,10 +125,11 @@ class SampleOrder:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """What decides the order (JSON values): how many samples, which ones, and the seed."""
-        ticks = np.ascontiguousarray(self._ticks, "<i8")
-        samples = hashlib.sha256(ticks.tobytes()).hexdigest()[:16]
-        return {"num_samples": len(ticks), "samples": samples, "seed": self._seed}
+        """What decides the order (JSON values): how many samples, which ones with what weights, and the seed."""
+        digest = hashlib.sha256(np.ascontiguousarray(self._ticks, "<i8").tobytes())
+        if self._cumulative is not None:
+            digest.update(self._cumulative.astype("<f8").tobytes())
+        return {"num_samples": len(self._ticks), "samples": digest.hexdigest()[:16], "seed": self._seed}
 
     def at(self, positions: np.ndarray) -> np.ndarray:
         """Returns the tick rows at positions (n,) of the endless order."""

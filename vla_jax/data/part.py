@@ -328,9 +328,16 @@ def _sensor_rows(
     if stream is None:
         return np.full(len(ticks), -1, np.int64), np.full(len(ticks), -1, np.int64)
     if options.alignment == "timestamp":
-        return alignment.newest_sensor_rows(
+        begin, end = alignment.newest_sensor_rows(
             ticks, stream.row_times, stream.segment_starts, MAX_SENSOR_AGE_SECONDS
         )
+        without = int((end < 0).sum())
+        # A recording may begin a moment after the poses; that needs no remark.
+        if without > MAX_SENSOR_AGE_SECONDS * options.action_hz:
+            recording.notes.append(
+                f"sensor: {without} of {len(ticks)} ticks have none within {MAX_SENSOR_AGE_SECONDS:g} s before them"
+            )
+        return begin, end
     window = np.minimum(np.arange(len(ticks)), len(stream.window_ends) - 1)
     end = stream.window_ends[window]
     starts = np.asarray(stream.segment_starts)
@@ -352,13 +359,34 @@ def _view_index(
     for view in sorted(recording.views):
         images = recording.views[view]
         if options.alignment == "timestamp":
-            columns.append(alignment.newest_at_or_before(images.times, ticks))
-            late = ticks[-1] - images.times[-1]
-            if late > MAX_PICTURE_AGE_SECONDS:
-                recording.notes.append(f"{view} ends {late:.1f} s before the poses; its last picture is kept")
+            newest = alignment.newest_at_or_before(images.times, ticks)
+            columns.append(newest)
+            recording.notes += _picture_gap_notes(view, images.times, newest, ticks)
         else:
             columns.append(np.minimum(pose_rows, len(images.paths) - 1))
     return np.stack(columns, axis=1) if columns else np.empty((len(ticks), 0), np.int64)
+
+
+def _picture_gap_notes(view: str, times: np.ndarray, newest: np.ndarray, ticks: np.ndarray) -> list[str]:
+    """Returns remarks on where a view has no picture for long: before its first, between two, after its last."""
+    notes = []
+    before = min(times[0], ticks[-1]) - ticks[0]
+    if before > MAX_PICTURE_AGE_SECONDS:
+        notes.append(f"{view} begins {before:.1f} s after the poses; the ticks before do not see it")
+    seen = newest >= 0
+    if not seen.any():
+        return notes
+    ages = ticks[seen] - times[newest[seen]]
+    # A gap is long where the next picture comes late; whatever comes after the last tick is none.
+    oldest = int(np.argmax(ages))
+    if ages[oldest] > MAX_PICTURE_AGE_SECONDS:
+        last = newest[seen][oldest]
+        where = f"{times[last] - ticks[0]:.1f} s into the episode"
+        if last == len(times) - 1:
+            notes.append(f"{view} ends {ages[oldest]:.1f} s before the poses; its last picture is kept")
+        else:
+            notes.append(f"{view} has no picture for {ages[oldest]:.1f} s, {where}; the one before is kept")
+    return notes
 
 
 def _instants(view_index: np.ndarray, view_rows: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

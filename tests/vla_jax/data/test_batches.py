@@ -316,3 +316,15 @@ def test_weighted_epochs_stay_near_their_expectation(num, seed, data):
     counts = np.bincount(order.at(np.arange(num)), minlength=num)
     assert counts.sum() == num
     assert (np.abs(counts - weights / weights.sum() * num) < 1 + 1e-9).all()
+
+
+def test_the_order_s_identity_tells_weights_apart():
+    ticks = np.arange(10)
+    plain = SampleOrder(ticks, 0).identity
+    assert SampleOrder(ticks, 0, np.full(10, 3.0)).identity == plain
+    weights = np.r_[np.ones(5), np.full(5, 2.0)]
+    weighted = SampleOrder(ticks, 0, weights).identity
+    assert weighted != plain
+    # Only the ratios count.
+    assert SampleOrder(ticks, 0, 2 * weights).identity == weighted
+    assert SampleOrder(ticks, 0, weights[::-1]).identity != weighted
