@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+import jax
 import numpy as np
 from rich.table import Table
 
@@ -24,15 +25,16 @@ ordinary memory, and by the PyTorch reference's pattern (a DataLoader with worke
 whole sensor file and one feature file). Then memory, and the time to open sets of 10, 100 and 1000 episodes. Needs the
 `export` extra."""
 
-FeedName = Literal["host"]
+FeedName = Literal["host", "host-to-device", "device"]
 
 
 @dataclass(frozen=True)
 class Arguments:
     """Options of the command."""
 
-    feeds: tuple[FeedName, ...] = ("host",)
-    """Ways of feeding to time."""
+    feeds: tuple[FeedName, ...] = ("host", "host-to-device", "device")
+    """Ways of feeding to time: batches in the host's memory, then whole on the devices as `train --feed host` and
+    `--feed device` bring them there."""
     sensor_lengths: tuple[int, ...] = (65, 650)
     """Samples in a sensor window."""
     episodes: int = 12
@@ -71,6 +73,7 @@ def main(arguments: Arguments) -> None:
         "machine": platform.processor() or platform.machine(),
         "numpy": np.__version__,
         "torch": torch.__version__,
+        "devices": [device.device_kind for device in jax.devices()],
         "batch_size": arguments.batch_size,
         "load_average": os.getloadavg(),
     }

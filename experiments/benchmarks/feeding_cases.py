@@ -5,17 +5,21 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from experiments.benchmarks.recorded_episodes import EpisodeShape, write_episodes
 from feature_cache.keys import Provenance
 from feature_cache.store import ShardWriter
 from vla_jax.data import BatchLoader, FeatureTable, PackedDataset
-from vla_jax.data.batches import Batch
+from vla_jax.data.batches import ENDLESS, Batch
 from vla_jax.data.features import record_keys
 from vla_jax.data.packing import PrepareOptions, prepare
+from vla_jax.training.feeding import FeedMode, make_feed, prefetched
+from vla_jax.training.sharding import make_mesh
 
 VL_WIDTH = 2048
 GRID = 2
@@ -79,12 +83,45 @@ def host_rate(case: Case, *, batch_size: int, threads: int, seconds: float) -> R
         case.dataset, table, split="train", batch_size=batch_size, seed=0, num_threads=threads
     )
     with iter(loader) as batches:
-        samples_per_s, num_bytes = _batches_per_second(batches, seconds, warm_up=2 * loader.prefetch)
-    return Rate("host", case.steps, threads, samples_per_s * batch_size, samples_per_s * num_bytes / 1e6)
+        batches_per_s, num_bytes = _batches_per_second(batches, seconds, warm_up=2 * loader.prefetch)
+    return Rate("host", case.steps, threads, batches_per_s * batch_size, batches_per_s * num_bytes / 1e6)
 
 
-# How training can be fed, by the name of `--feed`: called as `host_rate` is.
-FEEDS: dict[str, Callable[..., Rate]] = {"host": host_rate}
+def on_device_rate(case: Case, mode: FeedMode, *, batch_size: int, threads: int, seconds: float) -> Rate:
+    """Times whole batches on all local devices, fed as `--feed host` or `--feed device` feeds them."""
+    table = FeatureTable.open(case.dataset, case.cache)
+    mesh = make_mesh(None, 1)
+    feed = make_feed(mode, case.dataset, table, mesh)
+    complete = jax.jit(feed.complete)
+    loader = BatchLoader(
+        case.dataset,
+        table,
+        split="train",
+        batch_size=batch_size,
+        seed=0,
+        num_threads=threads,
+        resident=feed.resident.names,
+    )
+
+    def whole_batches(batches: Iterator[Batch]) -> Iterator[Batch]:
+        # As in training: one transfer ahead of the computation that uses the batch.
+        for _, batch, _ in prefetched(batches, mesh, 0, ENDLESS, lambda waited: None):
+            yield jax.block_until_ready(complete(feed.resident, batch))
+
+    with iter(loader) as batches:
+        batches_per_s, num_bytes = _batches_per_second(
+            whole_batches(batches), seconds, warm_up=2 * loader.prefetch
+        )
+    side = f"on devices, --feed {mode}"
+    return Rate(side, case.steps, threads, batches_per_s * batch_size, batches_per_s * num_bytes / 1e6)
+
+
+# Ways to feed: batches in the host's memory, and whole on the devices from either place. Called as `host_rate` is.
+FEEDS: dict[str, Callable[..., Rate]] = {
+    "host": host_rate,
+    "host-to-device": partial(on_device_rate, mode="host"),
+    "device": partial(on_device_rate, mode="device"),
+}
 
 
 def copy_rate(case: Case, *, batch_size: int, seconds: float) -> Rate:

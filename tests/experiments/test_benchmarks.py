@@ -60,6 +60,10 @@ def test_feeding_is_timed_beside_a_copy_and_the_reference(tmp_path, capsys):
         ("numpy copy", 1),
         ("host", 1),
         ("host", 2),
+        ("on devices, --feed host", 1),
+        ("on devices, --feed host", 2),
+        ("on devices, --feed device", 1),
+        ("on devices, --feed device", 2),
         ("reference", 1),
     ]
     assert all(rate["samples_per_s"] > 0 for rate in figures["rates"])
