@@ -44,10 +44,9 @@ class Arguments:
     seed: int = 0
     """Seed of that choice."""
     weight: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="NAME=NUMBER")] = ()
-    """How often training draws the samples of a source, or of a folder in it, relative to the others (1); may be
-    given several times."""
+    """How often training draws the samples of a source, or of a folder in it, relative to the others (1)."""
     prompt: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="NAME=TEXT")] = ()
-    """Prompt of a source, or of a folder in it, in place of the recorded one; may be given several times."""
+    """Prompt of a source, or of a folder in it, in place of the recorded one."""
     instruction: str | None = None
     """Prompt of all other episodes in place of their own. Without: that in metadata.json or data.pkl, else a
     sentence with the task folder's name."""
