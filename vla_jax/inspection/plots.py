@@ -82,8 +82,8 @@ def _draw_sensor(force_axis: Axes, ascan_axis: Axes, timeline: Timeline) -> None
     force_axis.plot(timeline.row_time[known], timeline.force[known], color=DARK, linewidth=0.7)
     force_axis.set_ylabel("force")
     ascan_axis.set_ylabel("A-scan bin")
-    if not len(timeline.column_time):
-        _say(ascan_axis, "no tick sees the sensor")
+    if len(timeline.column_time) < 2:
+        _say(ascan_axis, "the ticks see hardly any of the sensor")
         return
     low, high = np.nanquantile(timeline.ascan, (0.01, 0.995))
     ascan_axis.imshow(

@@ -12,8 +12,9 @@ from vla_jax.errors import UserError
 from vla_jax.inspection.ages import picture_ages, sensor_ages
 
 MAX_COLUMNS = 1200
-# A column of the A-scan picture stays empty when its newest row is older than this.
+# A column of the A-scan picture stays empty when its newest row is older than this, and than a few periods.
 MAX_COLUMN_AGE_SECONDS = 0.05
+MAX_COLUMN_AGE_PERIODS = 3
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,9 @@ def timeline(dataset: PackedDataset, episode: int) -> Timeline:
         order = known[np.argsort(row_time[known], kind="stable")]
         newest = order[np.searchsorted(row_time[order], column_time, side="right") - 1]
         ascan = dataset.sensor[rows][newest, 1:].astype(np.float32)
-        ascan[column_time - row_time[newest] > MAX_COLUMN_AGE_SECONDS] = np.nan
+        period = 1 / (entry.sensor_hz or dataset.meta.sensor_hz)
+        limit = max(MAX_COLUMN_AGE_SECONDS, MAX_COLUMN_AGE_PERIODS * period)
+        ascan[column_time - row_time[newest] > limit] = np.nan
     return Timeline(
         name=entry.name,
         time=dataset.ticks.time[ticks] - start,

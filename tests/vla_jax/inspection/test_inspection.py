@@ -160,6 +160,36 @@ def test_a_timeline_places_sensor_rows_in_time_and_leaves_gaps_empty(tmp_path):
     assert (line.ascan[column] == rows[:, 1:].astype(np.float32)).all(axis=1).any()
 
 
+def test_a_slow_sensor_fills_its_picture(dataset):
+    old = next(i for i, entry in enumerate(dataset.episodes) if entry.format == "legacy")
+    line = timeline(dataset, old)
+    assert dataset.episodes[old].sensor_hz == 10
+    assert len(line.column_time) == len(line.row_time) > 10
+    assert np.isfinite(line.ascan).all()
+
+
+def test_episodes_of_all_kinds_are_drawn_on_one_page(dataset):
+    page = inspection_html(inspect_dataset(dataset))
+    parser = WellFormed()
+    parser.feed(page)
+    assert not parser.open
+    text = " ".join(parser.text)
+    for index in choose_episodes(dataset, []):
+        assert f"Episode {dataset.episodes[index].name}: over time" in text
+
+
+def test_a_sensor_that_ends_before_the_first_tick_is_drawn(tmp_path):
+    folder = write_windows_episode(tmp_path / "s" / "t" / "e")
+    with np.load(folder / "sensor_data.npz") as stored:
+        data, stamps = stored["data"], stored["timestamps"]
+    np.savez(folder / "sensor_data.npz", data=data, timestamps=stamps - 10)
+    packed = prepare([str(tmp_path / "s")], tmp_path / "d", PrepareOptions()).dataset
+    assert not packed.has_sensor(np.arange(len(packed.ticks))).any()
+    line = timeline(packed, 0)
+    assert np.isnan(line.row_time).all()
+    assert "Episode e: over time" in inspection_html(inspect_dataset(packed))
+
+
 def test_normalised_training_actions_have_unit_spread(dataset):
     found = {entry.name: entry for entry in distributions(dataset)}
     assert set(found) == {"dx", "dy", "dz", "da", "db", "dr", "gripper", "force", "A-scan"}
