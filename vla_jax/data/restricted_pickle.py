@@ -16,6 +16,7 @@ from vla_jax.data.recording import EpisodeError
 
 MAX_PICKLE_BYTES = 1 << 30
 MAX_DEPTH = 8
+MAX_ENTRIES = 10_000_000
 
 
 class _Dtype:
@@ -123,7 +124,7 @@ def read_pickle(path: Path) -> Any:
     try:
         if path.stat().st_size > MAX_PICKLE_BYTES:
             raise EpisodeError(f"{path.name}: {path.stat().st_size} bytes are absurdly many")
-        return _resolve(_Unpickler(io.BytesIO(path.read_bytes())).load(), 0)
+        return _Resolver().resolve(_Unpickler(io.BytesIO(path.read_bytes())).load())
     except FileNotFoundError as error:
         raise EpisodeError(f"{path.name}: is missing") from error
     except (
@@ -144,18 +145,29 @@ def read_pickle(path: Path) -> Any:
         ) from error
 
 
-def _resolve(value: Any, depth: int) -> Any:
-    # A pickle can share one list a billion times over; what the format needs is shallow.
-    if depth > MAX_DEPTH:
-        raise ValueError("nested too deeply")
-    if isinstance(value, _Array):
-        return value.resolve()
-    if isinstance(value, dict):
-        return {key: _resolve(entry, depth + 1) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        if all(type(entry) in (str, int, float, bool, type(None)) for entry in value):
+class _Resolver:
+    """Makes arrays of the stand-ins in what was unpickled, as far as it is shallow and not too large."""
+
+    def __init__(self) -> None:
+        self._num_entries = 0
+
+    def resolve(self, value: Any, depth: int = 0) -> Any:
+        """Returns a value with its arrays. Raises ValueError."""
+        # A pickle can share one list a billion times over; what the format needs is shallow and small.
+        if depth > MAX_DEPTH:
+            raise ValueError("nested too deeply")
+        if isinstance(value, _Array):
+            return value.resolve()
+        if isinstance(value, dict | list | tuple):
+            self._num_entries += len(value)
+            if self._num_entries > MAX_ENTRIES:
+                raise ValueError(f"holds more than {MAX_ENTRIES} entries")
+        if isinstance(value, dict):
+            return {key: self.resolve(entry, depth + 1) for key, entry in value.items()}
+        if isinstance(value, list | tuple):
+            if all(type(entry) in (str, int, float, bool, type(None)) for entry in value):
+                return value
+            return type(value)(self.resolve(entry, depth + 1) for entry in value)
+        if value is None or isinstance(value, str | bytes | int | float):
             return value
-        return type(value)(_resolve(entry, depth + 1) for entry in value)
-    if value is None or isinstance(value, str | bytes | int | float):
-        return value
-    raise ValueError(f"holds a {type(value).__name__.lstrip('_')}")
+        raise ValueError(f"holds a {type(value).__name__.lstrip('_')}")

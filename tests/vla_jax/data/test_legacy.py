@@ -125,6 +125,22 @@ def test_nothing_in_a_hostile_pickle_runs(make, protocol, tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["data.pkl"]
 
 
+def shared(width, depth):
+    """A list that holds one list `width` times, and so on: few bytes, width**depth entries."""
+    wide = ["x"] * width
+    for _ in range(depth - 1):
+        wide = [wide] * width
+    return wide
+
+
+@pytest.mark.parametrize("shape", [(1000, 6), (5000, 2), (2, 60)])
+def test_a_list_shared_a_billion_times_is_refused_at_once(shape, tmp_path):
+    (tmp_path / "data.pkl").write_bytes(pickle.dumps({"image": {"View1": shared(*shape)}}))
+    assert (tmp_path / "data.pkl").stat().st_size < 100_000
+    with pytest.raises(EpisodeError, match=r"more than 10000000 entries|nested too deeply"):
+        read_pickle(tmp_path / "data.pkl")
+
+
 @pytest.mark.parametrize("protocol", range(6))
 def test_arrays_survive_every_protocol(protocol, tmp_path):
     content = {
