@@ -75,7 +75,7 @@ def test_torch_stays_out_even_with_a_tokenizer(data, tmp_path):
 
 
 def execute(folder: Path, monkeypatch, **variables):
-    """Runs the notebook from top to bottom in a folder of its own; returns it with its outputs."""
+    """Runs the notebook from top to bottom, as Jupyter does in its own folder; returns it with its outputs."""
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
     monkeypatch.setenv("TMPDIR", str(folder))
     for name in ("IPYTHONDIR", "JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR"):
@@ -86,7 +86,8 @@ def execute(folder: Path, monkeypatch, **variables):
         monkeypatch.setenv(name, str(value))
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     client = NotebookClient(notebook, timeout=240, kernel_name="python3")
-    return client.execute(cwd=str(folder))
+    # There lies a module named `inspect`, too, which must not take the place of Python's.
+    return client.execute(cwd=str(NOTEBOOK.parent))
 
 
 def outputs(notebook, kind):
