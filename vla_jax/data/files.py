@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import stat
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -18,11 +19,24 @@ from vla_jax.data.recording import NUM_CHANNELS, EpisodeError
 MAX_TEXT_BYTES = 512 << 20
 MAX_SMALL_ARRAY_BYTES = 256 << 20
 MAX_SENSOR_BYTES = 16 << 30
+MAX_IMAGE_BYTES = 256 << 20
 MAX_IMAGE_PIXELS = 50_000_000
 MAX_WINDOW_ROWS = 100_000
 # Recorded sensor data shrinks little; what is both large and highly compressed is made to fill the disk.
 MAX_COMPRESSION = 300
 MAX_COMPRESSED_BYTES = 256 << 20
+
+
+def check_ordinary(path: Path, max_bytes: int) -> None:
+    """Raises EpisodeError unless the path is an ordinary file of at most `max_bytes`: pipes and devices never end.
+
+    Raises OSError where there is nothing.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise EpisodeError(f"{path.name}: is no ordinary file")
+    if status.st_size > max_bytes:
+        raise EpisodeError(f"{path.name}: {status.st_size} bytes are too many; at most {max_bytes} are read")
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
@@ -76,9 +90,7 @@ def _is_number_column(name: str) -> bool:
 
 def _read_text(path: Path) -> str:
     try:
-        size = path.stat().st_size
-        if size > MAX_TEXT_BYTES:
-            raise EpisodeError(f"{path.name}: {size} bytes are too many; at most {MAX_TEXT_BYTES} are read")
+        check_ordinary(path, MAX_TEXT_BYTES)
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
         raise EpisodeError(f"{path.name}: is missing") from error
@@ -152,6 +164,7 @@ def open_npz(path: Path) -> dict[str, NpzMember]:
     """
     members = {}
     try:
+        check_ordinary(path, MAX_SENSOR_BYTES)
         with zipfile.ZipFile(path) as archive:
             for info in archive.infolist():
                 name = info.filename.removesuffix(".npy")

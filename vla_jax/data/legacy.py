@@ -102,6 +102,7 @@ def _sensor(folder: Path, stored: Any, num_actions: int) -> np.ndarray | None:
     beside = folder / "sensor_data.npy"
     if beside.exists():
         try:
+            files.check_ordinary(beside, files.MAX_SENSOR_BYTES)
             array = np.load(beside, mmap_mode="r", allow_pickle=False)
         except (ValueError, OSError, EOFError) as error:
             raise EpisodeError(f"sensor_data.npy: damaged ({error})") from error

@@ -78,17 +78,22 @@ def fingerprint(folder: Path) -> str:
 
 def _file_lines(folder: str, prefix: str) -> Iterator[str]:
     """Yields a line per file below a folder: its path there, size and time; folders behind links are not entered."""
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.is_dir():
-                if not entry.is_symlink():
-                    yield from _file_lines(entry.path, f"{prefix}{entry.name}/")
-                continue
-            try:
-                status = entry.stat()
-            except FileNotFoundError:  # A link to nothing.
-                status = entry.stat(follow_symlinks=False)
+    try:
+        entries = list(os.scandir(folder))
+    except OSError:
+        # The reader will say what is wrong with it.
+        yield f"{prefix}\0unreadable"
+        return
+    for entry in entries:
+        try:
+            is_folder, status = entry.is_dir(), entry.stat()
+        except OSError:
+            # A link to nothing, or to itself.
+            is_folder, status = False, entry.stat(follow_symlinks=False)
+        if not is_folder:
             yield f"{prefix}{entry.name}\0{status.st_size}\0{status.st_mtime_ns}"
+        elif not entry.is_symlink():
+            yield from _file_lines(entry.path, f"{prefix}{entry.name}/")
 
 
 def part_key(episode_fingerprint: str, options: PartOptions) -> str:
@@ -258,6 +263,7 @@ def _check_images(recording: Recording) -> tuple[_ImageTable, dict[str, np.ndarr
 
 def _read_bytes(folder: Path, path: str) -> bytes:
     try:
+        files.check_ordinary(folder / path, files.MAX_IMAGE_BYTES)
         return (folder / path).read_bytes()
     except OSError as error:
         raise EpisodeError(f"{path}: cannot be read ({error.strerror})") from error

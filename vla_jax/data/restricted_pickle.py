@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from vla_jax.data.files import check_ordinary
 from vla_jax.data.recording import EpisodeError
 
 MAX_PICKLE_BYTES = 1 << 30
@@ -122,8 +123,7 @@ def read_pickle(path: Path) -> Any:
         EpisodeError: the file is missing, damaged, too large, or asks for anything else.
     """
     try:
-        if path.stat().st_size > MAX_PICKLE_BYTES:
-            raise EpisodeError(f"{path.name}: {path.stat().st_size} bytes are absurdly many")
+        check_ordinary(path, MAX_PICKLE_BYTES)
         return _Resolver().resolve(_Unpickler(io.BytesIO(path.read_bytes())).load())
     except FileNotFoundError as error:
         raise EpisodeError(f"{path.name}: is missing") from error

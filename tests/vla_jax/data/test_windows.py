@@ -1,5 +1,6 @@
 import io
 import json
+import os
 import re
 import warnings
 import zipfile
@@ -12,7 +13,7 @@ from PIL import Image
 from tests.vla_jax.data.recordings import START, jpeg, sensor_rows, write_windows_episode
 from vla_jax.data import files
 from vla_jax.data.detection import EpisodeFolder, find_episodes
-from vla_jax.data.part import PartOptions, load_part, make_part
+from vla_jax.data.part import PartOptions, fingerprint, load_part, make_part
 from vla_jax.data.recording import EpisodeError
 from vla_jax.errors import UserError
 
@@ -325,3 +326,40 @@ def test_the_quick_check_of_a_picture_judges_as_decoding_in_full_does(options):
         assert is_sound == decodes_in_full(bytes(data)), f"case {case}"
         verdicts.append(is_sound)
     assert 40 < sum(verdicts) < 360
+
+
+def test_links_to_nothing_and_to_themselves_are_faults(episode, tmp_path):
+    view = episode / "images/View1"
+    (view / f"{START + 1.51:.6f}.jpg").symlink_to(view / "absent.jpg")
+    loop = view / f"{START + 1.53:.6f}.jpg"
+    loop.symlink_to(loop)
+    (episode / "images/View3").symlink_to(episode / "images/View3")
+    (episode / "again").symlink_to(episode)
+    digest = fingerprint(episode)
+    faults = faults_of(episode, tmp_path / "part")
+    assert len(faults) == 2
+    assert all("cannot be read" in fault for fault in faults)
+    loop.unlink()
+    assert fingerprint(episode) != digest
+
+
+def test_a_fingerprint_tells_names_sizes_and_times(episode, monkeypatch):
+    digests = [fingerprint(episode)]
+    picture = sorted((episode / "images/View2").iterdir())[2]
+    digests.append(fingerprint(episode))
+    assert len(set(digests)) == 1
+    os.utime(picture, ns=(1, 1))
+    digests.append(fingerprint(episode))
+    picture.rename(picture.with_name(f"{START + 1.55:.6f}.jpg"))
+    digests.append(fingerprint(episode))
+    with open(episode / "robot_states.csv", "a") as file:
+        file.write("\n")
+    digests.append(fingerprint(episode))
+    assert len(set(digests)) == 4
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", path)
+
+    # A folder that cannot be listed is left to the reader to complain about.
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert fingerprint(episode) not in digests
