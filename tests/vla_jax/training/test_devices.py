@@ -8,16 +8,17 @@ import sys
 import pytest
 
 SCRIPT = """
-import dataclasses, json
+import dataclasses, json, sys
 import jax
 from tests.vla_jax.training import synthetic
 
-config = dataclasses.replace(synthetic.config(), batch_size=16)
+steps, meshes = json.loads(sys.argv[1])
+config = dataclasses.replace(synthetic.config(), batch_size=16, steps=steps)
 expert = dataclasses.replace(config.policy.expert, hidden_dim=128)
 config = dataclasses.replace(config, policy=dataclasses.replace(config.policy, expert=expert))
-batches = [synthetic.batch(16, seed) for seed in range(4)]
+batches = [synthetic.batch(16, seed) for seed in range(steps)]
 result = {}
-for devices, fsdp in ((1, 1), (8, 1), (8, 4)):
+for devices, fsdp in meshes:
     trainer = synthetic.Trainer(config, devices=devices, fsdp=fsdp)
     metrics = [trainer.step(batch) for batch in batches]
     leaves = jax.tree.leaves(trainer.state)
@@ -31,32 +32,118 @@ for devices, fsdp in ((1, 1), (8, 1), (8, 4)):
 print(json.dumps(result))
 """
 
+FULL_SIZE_SCRIPT = """
+import json
+import jax
+from vla_jax.training.optimizer import make_optimizer
+from vla_jax.training.recipes import make_config
+from vla_jax.training.sharding import make_mesh
+from vla_jax.training.state import abstract_state
 
-@pytest.fixture(scope="module")
-def runs():
+result = {}
+for model_type in ("regression", "diffusion"):
+    config = make_config("frozen", model_type=model_type, fusion_strategy="concat", vl_dim=2048, vl_slots=21)
+    state = abstract_state(config, make_optimizer(config.optimizer, config.steps), make_mesh(8, fsdp=8))
+    leaves = jax.tree.leaves(state)
+    held = [leaf.sharding.shard_shape(leaf.shape) for leaf in leaves]
+    total = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+    result[model_type] = sum(
+        int(jax.numpy.prod(jax.numpy.array(shape))) * leaf.dtype.itemsize
+        for shape, leaf in zip(held, leaves, strict=True)
+    ) / total
+print(json.dumps(result))
+"""
+
+# One run over three meshes, and the same on one device: its schedule does not depend on the number of steps.
+RESUME_SCRIPT = """
+import dataclasses, json, sys
+from pathlib import Path
+from tests.vla_jax.evaluation.workspace import make_workspace
+from vla_jax.training.loop import train
+from vla_jax.training.recipes import make_config
+from vla_jax.training.sharding import make_mesh
+
+root = Path(sys.argv[1])
+workspace = make_workspace(root)
+config = make_config(
+    "debug", model_type="diffusion", fusion_strategy="concat", vl_dim=workspace.features.width,
+    vl_slots=workspace.features.num_slots, sensor_window_size=workspace.dataset.meta.sensor_window_size,
+)
+expert = dataclasses.replace(config.policy.expert, hidden_dim=128)
+config = dataclasses.replace(
+    config, policy=dataclasses.replace(config.policy, expert=expert), checkpoint_every=4, validate_every=100,
+    optimizer=dataclasses.replace(config.optimizer, schedule="constant"),
+)
+
+def losses(run):
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line["train/loss"] for line in lines if "train/loss" in line]
+
+for steps, devices, fsdp in ((4, 8, 2), (8, 1, 1), (12, 8, 4)):
+    train(
+        dataclasses.replace(config, steps=steps), workspace.dataset, workspace.features, root / "moved",
+        mesh=make_mesh(devices, fsdp), resume=True,
+    )
+train(
+    dataclasses.replace(config, steps=12), workspace.dataset, workspace.features, root / "stayed", mesh=make_mesh(1),
+)
+print(json.dumps({"moved": losses(root / "moved"), "stayed": losses(root / "stayed")}))
+"""
+
+
+def run_on_eight_devices(script, *arguments):
     environment = os.environ | {
         "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8",
         "JAX_PLATFORMS": "cpu",
     }
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT],
+        [sys.executable, "-c", script, *map(str, arguments)],
         env=environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("mesh", ["8x1", "8x4"])
-def test_losses_and_gradients_do_not_depend_on_the_devices(runs, mesh):
-    assert runs[mesh]["losses"] == pytest.approx(runs["1x1"]["losses"], rel=1e-5)
-    assert runs[mesh]["norms"] == pytest.approx(runs["1x1"]["norms"], rel=1e-4)
-    assert runs[mesh]["compilations"] == 1
+def assert_equal_losses(runs, meshes):
+    for mesh in meshes:
+        assert runs[mesh]["losses"] == pytest.approx(runs["1x1"]["losses"], rel=1e-5)
+        assert runs[mesh]["norms"] == pytest.approx(runs["1x1"]["norms"], rel=1e-4)
+        assert runs[mesh]["compilations"] == 1
+
+
+@pytest.fixture(scope="module")
+def runs():
+    return run_on_eight_devices(SCRIPT, json.dumps([4, [(1, 1), (8, 1), (8, 4)]]))
+
+
+def test_losses_and_gradients_do_not_depend_on_the_devices(runs):
+    assert_equal_losses(runs, ("8x1", "8x4"))
+
+
+@pytest.mark.slow
+def test_twenty_updates_do_not_depend_on_the_devices():
+    runs = run_on_eight_devices(SCRIPT, json.dumps([20, [(1, 1), (8, 1), (8, 2), (8, 4)]]))
+    assert len(runs["1x1"]["losses"]) == 20
+    assert_equal_losses(runs, ("8x1", "8x2", "8x4"))
 
 
 def test_fsdp_splits_the_state(runs):
     assert runs["8x1"]["held"] == 1.0
     assert runs["8x4"]["held"] < 0.6
+
+
+def test_eight_way_fsdp_holds_a_sixth_of_the_full_size_state_at_most():
+    held = run_on_eight_devices(FULL_SIZE_SCRIPT)
+    assert held.keys() == {"regression", "diffusion"}
+    assert max(held.values()) <= 1 / 6
+
+
+@pytest.mark.slow
+def test_a_run_moves_from_eight_devices_to_one_and_back(tmp_path):
+    losses = run_on_eight_devices(RESUME_SCRIPT, tmp_path)
+    assert len(losses["moved"]) == 12
+    assert losses["moved"] == pytest.approx(losses["stayed"], rel=1e-5)
