@@ -67,7 +67,8 @@ class Arguments:
     recipe: RecipeName | None = None
     """frozen (the default): full-size heads for features of a frozen backbone. small: heads that train in minutes on
     a CPU.
-    reference: full-size, with every deviation from the PyTorch reference switched off. debug: tiny, for tests.
+    reference: full-size, with every deviation from the PyTorch reference switched off. small_reference: the same at
+    the sizes of small. debug: tiny, for tests.
     A resumed run keeps the configuration it started with."""
     config: Path | None = None
     """JSON configuration to start from instead of a recipe, for instance another run's config.json."""

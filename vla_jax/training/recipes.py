@@ -17,7 +17,7 @@ from vla_jax.models.config import (
 from vla_jax.normalisation import NormalisationConfig
 from vla_jax.training.config import OptimizerConfig, TrainConfig
 
-RecipeName = Literal["frozen", "small", "reference", "debug"]
+RecipeName = Literal["frozen", "small", "reference", "small_reference", "debug"]
 
 
 def make_config(
@@ -35,9 +35,14 @@ def make_config(
     Parameters stay float32; the full-size recipes compute in bfloat16 on accelerators, float32 on a CPU.
     """
     dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    config = {"frozen": _frozen, "small": _small, "reference": _reference, "debug": _debug}[recipe](
-        model_type, fusion_strategy, vl_dim, vl_slots, dtype
-    )
+    recipes = {
+        "frozen": _frozen,
+        "small": _small,
+        "reference": _reference,
+        "small_reference": _small_reference,
+        "debug": _debug,
+    }
+    config = recipes[recipe](model_type, fusion_strategy, vl_dim, vl_slots, dtype)
     policy = config.policy.with_sensor_length(sensor_window_size)
     if diffusion_timesteps is not None:
         diffusion = dataclasses.replace(policy.diffusion, steps=diffusion_timesteps)
@@ -107,6 +112,35 @@ def _reference(
         sensor_dropout=0.0,
         optimizer=OptimizerConfig(lr=1e-4, sensor_lr=1e-4, decay_everything=True),
         normalisation=NormalisationConfig(actions="none", sensor="none", features="none"),
+    )
+
+
+def _small_reference(
+    model_type: ModelType, fusion: FusionStrategy, vl_dim: int, vl_slots: int, dtype: str
+) -> TrainConfig:
+    """The reference's network and training at the sizes of `small`, to tell what the deviations are worth.
+
+    Widths, updates, batches and learning rates are those of `small`, which belong to its size; everything else is as
+    in `reference`.
+    """
+    small = _small(model_type, fusion, vl_dim, vl_slots, dtype)
+    reference = _reference(model_type, fusion, vl_dim, vl_slots, dtype)
+    ours, theirs = small.policy, reference.policy
+    policy = dataclasses.replace(
+        theirs,
+        sensor=dataclasses.replace(ours.sensor, masked_statistics=theirs.sensor.masked_statistics),
+        fusion=dataclasses.replace(theirs.fusion, num_heads=ours.fusion.num_heads),
+        expert=dataclasses.replace(ours.expert, horizon_embedding=theirs.expert.horizon_embedding),
+    )
+    rates = {name: getattr(small.optimizer, name) for name in ("lr", "sensor_lr", "min_lr")}
+    return dataclasses.replace(
+        reference,
+        policy=policy,
+        steps=small.steps,
+        batch_size=small.batch_size,
+        validate_every=small.validate_every,
+        checkpoint_every=small.checkpoint_every,
+        optimizer=dataclasses.replace(reference.optimizer, **rates),
     )
 
 
