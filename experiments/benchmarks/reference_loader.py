@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from experiments.benchmarks.recorded_episodes import SENSOR_FILE
 from vla_jax.data import FeatureTable, PackedDataset, make_batch
 
+SENSOR_FILE = "sensor_data.npz"
 NAMES = ("vl", "sensor", "actions", "weight")
 SENSOR_WEIGHT = 2.0
 PREFETCHED = 2  # Batches that each worker prepares ahead: PyTorch's own default.
