@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from experiments.compare import Arguments, main
 from tests.commands import error_line, run_command
 from vla_jax.errors import UserError
 from vla_jax.evaluation.comparison import compare, comparison_html, differences, run_names
@@ -83,7 +84,7 @@ def test_a_line_that_is_being_written_is_left_out_and_a_damaged_one_said(tmp_pat
         read_history(binary)
 
 
-def test_the_command_writes_page_and_numbers_and_says_mistakes_in_a_line(tmp_path):
+def test_the_command_writes_page_and_numbers(tmp_path):
     runs = [
         write_run(tmp_path / "one", [3.0, 1.0], {4: 0.5}),
         write_run(tmp_path / "two", [3.0, 2.0], {4: 0.7}, lr=1e-4, rate=40.0),
@@ -95,16 +96,19 @@ def test_the_command_writes_page_and_numbers_and_says_mistakes_in_a_line(tmp_pat
     assert [run["reached"] for run in written["runs"]] == [4, None]
     assert written["runs"][1]["curves"]["train/loss"] == {"step": [2, 4], "value": [3.0, 2.0]}
     assert "base64" in (tmp_path / "report" / "comparison.html").read_text()
-    run_command("compare", runs[0], "--out", tmp_path / "page.html")
+    main(Arguments((runs[0],), out=tmp_path / "page.html"))
     assert (tmp_path / "page.html").is_file()
+    assert "no such directory" in error_line(run_command("compare", tmp_path / "nowhere", status=2))
 
-    def refused(*arguments):
-        return error_line(run_command("compare", *arguments, status=2))
 
-    assert "no such directory" in refused(tmp_path / "nowhere")
+def test_runs_that_cannot_be_read_and_places_that_cannot_be_written_are_said(tmp_path):
+    run = write_run(tmp_path / "run", [1.0], {})
     (tmp_path / "empty").mkdir()
-    assert "holds no metrics.jsonl" in refused(tmp_path / "empty")
-    (runs[1] / "config.json").write_text("{")
-    assert "config.json is damaged" in refused(*runs)
     (tmp_path / "file").write_text("")
-    assert "cannot write the report" in refused(runs[0], "--out", tmp_path / "file" / "report")
+    with pytest.raises(UserError, match=r"holds no metrics.jsonl"):
+        main(Arguments((tmp_path / "empty",)))
+    with pytest.raises(UserError, match="cannot write the report"):
+        main(Arguments((run,), out=tmp_path / "file" / "report"))
+    (run / "config.json").write_text("{")
+    with pytest.raises(UserError, match=r"config.json is damaged"):
+        main(Arguments((run,)))

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-SAVES, EPOCHS = 30, 20
+SAVES, EPOCHS = 60, 40
 # Resident memory and compilations so far, looked at before each save; the state is large enough for a leak to show.
 SCRIPT = """
 import dataclasses, json, sys
@@ -67,5 +67,6 @@ def test_memory_stays_flat_and_nothing_is_compiled_again(tmp_path):
     resident, compiled, state = zip(*seen, strict=True)
     # By the fifth save there has been a step, a log line, a validation and a save of each kind.
     assert compiled[-1] == compiled[4]
-    settled, late = max(resident[5:10]), max(resident[-5:])
+    # The allocator's pools, and tensorstore's of 100 MB, take about twenty saves to fill.
+    settled, late = max(resident[25:35]), max(resident[-10:])
     assert late - settled < state[0], f"resident memory in MB: {[value // 10**6 for value in resident]}"
