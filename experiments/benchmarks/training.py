@@ -72,13 +72,22 @@ class Arguments:
     episode_seconds: float = 18.0
     """Their length: 18 s have 99 recorded sensor windows (260 MB with 650 rows)."""
     devices: tuple[int, ...] = (1, 2, 4, 8)
-    """Numbers of devices to compare, all at --size small; simulated where there are fewer. None skips it."""
+    """Numbers of devices to compare, at --size small; all simulated on the CPU where there are fewer than the most."""
     device_updates: int = 20
     """Updates of that comparison."""
     scratch: Path | None = None
     """Where to write the episodes; a temporary folder by default."""
     out: Path | None = None
     """JSON file for the figures."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """JAX's devices here. backend: cpu, gpu or tpu; kind: what they are called; count: how many."""
+
+    backend: str
+    kind: str
+    count: int
 
 
 @dataclass(frozen=True)
@@ -122,14 +131,17 @@ def main(arguments: Arguments) -> None:
     for name in ("updates", "episodes", "device_updates"):
         if getattr(arguments, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1")
-    on_gpu = jax.default_backend() == "gpu"
+    machine = look_at_devices()
+    on_gpu = machine.backend == "gpu"
     if on_gpu and not torch.cuda.is_available():
         raise UserError("JAX sees a GPU and PyTorch does not; install a CUDA build of torch")
+    # The device's memory belongs to the processes that are timed, not to this one.
+    jax.config.update("jax_platforms", "cpu")
     batch_size = arguments.batch_size or (256 if on_gpu else 8)
     workers = min(8, os.cpu_count() or 1) if arguments.workers is None else arguments.workers
     console = Console(width=130)
     conditions = {
-        "device": jax.devices()[0].device_kind,
+        "device": machine.kind,
         "cores": os.cpu_count(),
         "machine": platform.processor() or platform.machine(),
         "jax": jax.__version__,
@@ -166,7 +178,7 @@ def main(arguments: Arguments) -> None:
             small = make_workspace(
                 root / "devices", arguments, length, policy_config("diffusion", length, "small").vl_dim
             )
-            scaling = compare_devices(arguments, small, length, root, console)
+            scaling = compare_devices(arguments, small, length, root, console, machine.count)
     console.print(timing_table(timings))
     if scaling:
         console.print(scaling_table(scaling))
@@ -177,6 +189,19 @@ def main(arguments: Arguments) -> None:
             "devices": [dataclasses.asdict(entry) for entry in scaling],
         }
         arguments.out.write_text(json.dumps(figures, indent=2))
+
+
+def look_at_devices() -> Machine:
+    """Asks a process that ends at once, so that this one holds no device's memory."""
+    script = (
+        "import json, jax; here = jax.local_devices(); "
+        "print(json.dumps([jax.default_backend(), here[0].device_kind, len(here)]))"
+    )
+    environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
+    )
+    return Machine(*json.loads(done.stdout.splitlines()[-1]))
 
 
 def make_workspace(root: Path, arguments: Arguments, length: int, vl_dim: int) -> Workspace:
@@ -255,7 +280,7 @@ def train_config(
         sensor_window_size=length,
     )
     network = policy_config(model_type, length, size)
-    policy = dataclasses.replace(network, vl_slots=table.num_slots, dtype=config.policy.dtype)
+    policy = dataclasses.replace(network, vl_slots=table.num_slots)
     never = 10**9
     return dataclasses.replace(
         config, policy=policy, batch_size=batch_size, validate_every=never, checkpoint_every=never
@@ -301,23 +326,20 @@ def train_ours(
 
 
 def compare_devices(
-    arguments: Arguments, workspace: Workspace, length: int, root: Path, console: Console
+    arguments: Arguments, workspace: Workspace, length: int, root: Path, console: Console, available: int
 ) -> list[Scaling]:
-    """Trains the small diffusion policy on growing numbers of devices, replicated and split, from one seed."""
+    """Trains the small diffusion policy, in float32, on growing numbers of devices, replicated and split.
+
+    available: the machine's devices; where one of the numbers is larger, all are simulated on the CPU.
+    """
     batch_size = 8 * max(arguments.devices)
     config = train_config("diffusion", length, "small", workspace, batch_size)
-    # In float32, so that the losses can be compared.
-    config = dataclasses.replace(
-        config,
-        policy=dataclasses.replace(config.policy, dtype="float32"),
-        steps=WARM_UP + arguments.device_updates,
-        log_every=1,
-    )
+    config = dataclasses.replace(config, steps=WARM_UP + arguments.device_updates, log_every=1)
     rows: list[Scaling] = []
     expected: np.ndarray | None = None
+    simulated = max(arguments.devices) > available
     for devices in arguments.devices:
         for fsdp in sorted({1, devices}):
-            simulated = devices > 1 and devices > jax.local_device_count()
             environment = {}
             if simulated:
                 flags = os.environ.get("XLA_FLAGS", "")
@@ -325,8 +347,6 @@ def compare_devices(
                     "JAX_PLATFORMS": "cpu",
                     "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count={devices}".strip(),
                 }
-            elif any(number > jax.local_device_count() for number in arguments.devices):
-                environment = {"JAX_PLATFORMS": "cpu"}
             options = ("--devices", str(devices), "--fsdp", str(fsdp))
             console.print(f"{devices} device(s), fsdp {fsdp} …")
             history = read_history(train_ours(config, workspace, root, *options, **environment))

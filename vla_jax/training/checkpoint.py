@@ -38,6 +38,7 @@ from vla_jax.normalisation import Normaliser
 from vla_jax.training.checksums import CHECKSUMS_FILE, find_changes, write_checksums
 from vla_jax.training.config import TrainConfig
 from vla_jax.training.optimizer import parameter_name
+from vla_jax.training.processes import is_main_process
 from vla_jax.training.state import TrainState
 
 logger = logging.getLogger(__name__)
@@ -90,7 +91,7 @@ class CheckpointWriter:
         self._directory = (run / CHECKPOINTS).absolute()
         self._directory.mkdir(parents=True, exist_ok=True)
         self._keep = keep
-        self._is_first_process = jax.process_index() == 0
+        self._is_first_process = is_main_process()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
         if self._is_first_process:
