@@ -101,6 +101,14 @@ def test_the_command_writes_page_and_numbers(tmp_path):
     assert "no such directory" in error_line(run_command("compare", tmp_path / "nowhere", status=2))
 
 
+def test_a_damaged_checkpoint_does_not_keep_the_curves_from_being_compared(tmp_path, caplog):
+    run = write_run(tmp_path / "run", [2.0, 1.0], {})
+    (run / "checkpoints" / "4" / "metadata").mkdir(parents=True)
+    (run / "checkpoints" / "4" / "metadata" / "data.json").write_text("{")
+    assert read_history(run).curves["train/loss"].last() == 1.0
+    assert "not a readable" in caplog.text
+
+
 def test_runs_that_cannot_be_read_and_places_that_cannot_be_written_are_said(tmp_path):
     run = write_run(tmp_path / "run", [1.0], {})
     (tmp_path / "empty").mkdir()

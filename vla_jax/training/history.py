@@ -1,6 +1,7 @@
 """What a run has written about itself so far: its curves and its configuration."""
 
 import json
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from vla_jax.training.checkpoint import (
     read_metadata,
     resolve_checkpoint,
 )
+
+logger = logging.getLogger(__name__)
 
 METRICS_FILE, CONFIG_FILE = "metrics.jsonl", "config.json"
 RATE, WAITING = "time/samples_per_second", "time/data_wait_share"
@@ -132,10 +135,14 @@ def _curves(path: Path) -> dict[str, Curve]:
 
 
 def _identity(run: Path) -> dict[str, Any]:
-    """What the newest checkpoint says it was trained on; nothing before the first one."""
+    """What the newest checkpoint says it was trained on; nothing before the first one, or when it cannot be read."""
     if not checkpoint_steps(run):
         return {}
-    return _flat(read_metadata(resolve_checkpoint(run))["identity"])
+    try:
+        return _flat(read_metadata(resolve_checkpoint(run))["identity"])
+    except UserError as error:  # The curves can be compared all the same.
+        logger.warning("compared without what it was trained on: %s", error)
+        return {}
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
