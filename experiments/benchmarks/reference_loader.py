@@ -1,4 +1,4 @@
-"""Training samples for PyTorch's `DataLoader`, read in two ways: from files as the reference does, and packed."""
+"""What PyTorch's `DataLoader` reads in the training benchmark: the reference's files, or whole packed batches."""
 
 from pathlib import Path
 
@@ -7,11 +7,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from experiments.benchmarks.recorded_episodes import SENSOR_FILE
+from experiments.benchmarks.reference_feeding import SampleFiles
 from vla_jax.data import FeatureTable, PackedDataset, make_batch
 
-SENSOR_FILE = "sensor_data.npz"
-NAMES = ("vl", "sensor", "actions", "weight")
-SENSOR_WEIGHT = 2.0
 PREFETCHED = 2  # Batches that each worker prepares ahead: PyTorch's own default.
 
 
@@ -23,42 +22,27 @@ def write_feature_files(table: FeatureTable, records: np.ndarray, folder: Path) 
         torch.save(torch.from_numpy(values[0]), folder / f"{record}.pt")
 
 
-class ReferenceSamples(Dataset):
-    """One sample at a time: its episode's whole sensor file is loaded for one window, and its feature file for one
-    vector. Poses, and with them the actions, stay in memory.
+def sample_files(data: Path, features: Path) -> list[SampleFiles]:
+    """Returns where the reference would find each training sample of a packed data set.
 
-    data: packed data set of `windows` episodes whose folders still exist; it says which samples there are.
+    data: packed from `windows` episodes whose folders still exist. A sample's window is the newest recorded one.
     """
-
-    def __init__(self, data: Path, features: Path) -> None:
-        dataset = PackedDataset.open(data)
-        ticks = dataset.sample_ticks("train")
-        episodes = dataset.ticks.episode[ticks]
-        self._features = features
-        self._records = dataset.record_index(ticks)
-        self._actions = dataset.actions(ticks)
-        self._files = [str(dataset.folder(int(episode)) / SENSOR_FILE) for episode in episodes]
-        self._windows = np.empty(len(ticks), np.int64)
-        for episode in np.unique(episodes):
-            here = episodes == episode
-            with np.load(dataset.folder(int(episode)) / SENSOR_FILE) as archive:
-                ends = archive["timestamps"]
-            newest = np.searchsorted(ends, dataset.ticks.time[ticks[here]], side="right") - 1
-            self._windows[here] = np.clip(newest, 0, len(ends) - 1)
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        with np.load(self._files[index]) as archive:
-            sensor = archive["data"][self._windows[index]]
-        features = torch.load(self._features / f"{self._records[index]}.pt", weights_only=True)
-        return {
-            "vl": features.float(),
-            "sensor": torch.from_numpy(sensor.astype(np.float32)),
-            "actions": torch.from_numpy(self._actions[index]),
-            "weight": torch.tensor(SENSOR_WEIGHT),
-        }
+    dataset = PackedDataset.open(data)
+    ticks = dataset.sample_ticks("train")
+    episodes = dataset.ticks.episode[ticks]
+    records, actions = dataset.record_index(ticks), dataset.actions(ticks)
+    samples: list[SampleFiles] = []
+    for episode in np.unique(episodes).tolist():
+        here = np.flatnonzero(episodes == episode)
+        path = dataset.folder(episode) / SENSOR_FILE
+        with np.load(path) as archive:
+            ends = archive["timestamps"]
+        windows = np.searchsorted(ends, dataset.ticks.time[ticks[here]], side="right") - 1
+        samples += [
+            SampleFiles(str(path), max(0, int(window)), str(features / f"{records[row]}.pt"), actions[row])
+            for row, window in zip(here, windows, strict=True)
+        ]
+    return samples
 
 
 class PackedBatches(Dataset):
@@ -78,9 +62,7 @@ class PackedBatches(Dataset):
             self._opened = dataset, FeatureTable.open(dataset, self._cache)
         chosen = np.random.default_rng(index).choice(self._ticks, self._batch_size)
         batch = make_batch(*self._opened, chosen)
-        weight = np.where(batch["has_sensor"], SENSOR_WEIGHT, 1.0) * batch["confidence"]
-        arrays = (batch["vl"], batch["sensor"], batch["actions"], weight.astype(np.float32))
-        return {name: torch.from_numpy(array) for name, array in zip(NAMES, arrays, strict=True)}
+        return {name: torch.from_numpy(batch[name]) for name in ("vl", "sensor", "actions")}
 
 
 def make_loader(dataset: Dataset, *, batch_size: int | None, workers: int, on_gpu: bool) -> DataLoader:

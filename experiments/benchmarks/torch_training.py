@@ -16,14 +16,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from experiments.benchmarks.head_cases import ADAMW, CLIP_NORM, policy_config
-from experiments.benchmarks.reference_loader import (
-    PREFETCHED,
-    PackedBatches,
-    ReferenceSamples,
-    make_loader,
-)
+from experiments.benchmarks.reference_feeding import PerSampleFiles
+from experiments.benchmarks.reference_loader import PREFETCHED, PackedBatches, make_loader, sample_files
 from experiments.benchmarks.torch_heads import Policy
 from vla_jax.diffusion.schedule import cosine_schedule
+
+SENSOR_WEIGHT = 2.0
 
 
 @dataclass(frozen=True)
@@ -76,7 +74,7 @@ def train(spec: TorchSpec) -> dict[str, Any]:
                 target = batch["actions"]
                 prediction = policy.action_expert(batch["vl"], target, features)[0]
         error = (prediction.float() - target).square().mean(dim=(1, 2))
-        loss = (batch["weight"] * error).mean()
+        loss = SENSOR_WEIGHT * error.mean()  # Every sample has a sensor and full confidence.
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, CLIP_NORM)
         optimizer.step()
@@ -114,7 +112,7 @@ def train(spec: TorchSpec) -> dict[str, Any]:
 
 def _loader(spec: TorchSpec, on_gpu: bool) -> DataLoader:
     if spec.reads == "files":
-        samples = ReferenceSamples(Path(spec.data), Path(spec.feature_files))
+        samples = PerSampleFiles(sample_files(Path(spec.data), Path(spec.feature_files)))
         return make_loader(samples, batch_size=spec.batch_size, workers=spec.workers, on_gpu=on_gpu)
     batches = PackedBatches(Path(spec.data), Path(spec.cache), spec.batch_size)
     return make_loader(batches, batch_size=None, workers=spec.workers, on_gpu=on_gpu)
