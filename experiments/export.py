@@ -11,7 +11,7 @@ from experiments.data import open_dataset
 from feature_cache.backbone import find_backbone
 from feature_cache.exporter import export
 from feature_cache.processor import parse_image_size
-from feature_cache.work import ImageSource, make_work
+from feature_cache.work import ImageSource, make_work, process_share
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,8 +75,14 @@ def main(arguments: Arguments) -> int | None:
         batch_tokens=arguments.batch_tokens,
         num_threads=arguments.threads,
     )
-    rate = f" at {summary.num_written / summary.seconds:.1f} records/s" if summary.num_written else ""
+    rank, num_ranks = process_share()
+    rate = ""
+    if summary.num_written:
+        rate = (
+            f" at {summary.num_written / summary.seconds:.1f} records/s (model busy {summary.busy_share:.0%})"
+        )
     print(
+        f"{f'rank {rank} of {num_ranks}: ' if num_ranks > 1 else ''}"
         f"{arguments.cache}: {summary.num_written} records written{rate}, {summary.num_present} already there; "
         f"features {provenance.name()} ({arguments.pooling} pooling)"
     )

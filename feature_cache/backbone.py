@@ -171,7 +171,7 @@ def load_backbone(
     """Loads the weights by `from_pretrained` and merges the adapter, if there is one.
 
     device: a torch device; None takes this process's GPU (LOCAL_RANK under torchrun), else the CPU.
-    compute_dtype: `float32` or `bfloat16`; None takes bfloat16 on a GPU, float32 on a CPU.
+    compute_dtype: `float32` or `bfloat16`; None takes bfloat16 on a GPU that computes in it, else float32.
 
     Raises:
         UserError: weights are missing or unreadable, or the adapter does not fit.
@@ -183,7 +183,7 @@ def load_backbone(
     if device is None:
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
     if compute_dtype is None:
-        compute_dtype = "bfloat16" if device.startswith("cuda") else "float32"
+        compute_dtype = _default_compute_dtype(device)
     try:
         model = _load_model(files.folder, device, getattr(torch, compute_dtype))
     except (OSError, ValueError, KeyError, SafetensorError) as error:
@@ -195,6 +195,17 @@ def load_backbone(
         "%s: %s on %s, attention %s", files.name, compute_dtype, device, model.config._attn_implementation
     )
     return Backbone(model, files.processor)
+
+
+def _default_compute_dtype(device: str) -> str:
+    import torch
+
+    if not device.startswith("cuda"):
+        return "float32"
+    if not torch.cuda.is_bf16_supported(including_emulation=False):
+        logger.warning("%s does not compute in bfloat16; using float32, which takes twice the memory", device)
+        return "float32"
+    return "bfloat16"
 
 
 def _load_model(folder: Path, device: str, dtype):

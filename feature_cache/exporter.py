@@ -8,17 +8,21 @@ earlier export was interrupted.
 import contextlib
 import dataclasses
 import logging
+import math
 import os
 import signal
 import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from feature_cache import shard as shards
 from feature_cache.backbone import Backbone, BackboneFiles, load_backbone
+from feature_cache.export_progress import SharedProgress
 from feature_cache.keys import Provenance
 from feature_cache.processor import PreparedRecord
 from feature_cache.shard import DamagedShardError
@@ -29,9 +33,13 @@ from vla_jax.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 
-# A shard is written when it is this full or this old, whichever comes first: few files, little to lose.
+# A shard is written when it is this full or this old, whichever comes first: few files, little to lose. The first
+# ones are written earlier, so that the other ranks soon see how fast this one is.
 _SHARD_BYTES = 64 << 20
 _SHARD_SECONDS = 60.0
+_FIRST_SHARD_SECONDS = 5.0
+# Between two looks at what the other ranks have written.
+_LOOK_SECONDS = 5.0
 # Batches whose images are decoded ahead of the model.
 _BATCHES_AHEAD = 3
 DEFAULT_BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}
@@ -48,6 +56,8 @@ class ExportSummary:
     """Records of this process's share that an interruption left undone."""
     seconds: float
     """Time from the first batch to the last shard."""
+    busy_share: float
+    """Share of that time in which the model computed; the rest went to waiting for images and to writing."""
     interrupted_by: int | None
     """The signal that ended the export early, or None."""
 
@@ -58,6 +68,7 @@ def export(
     items: list[WorkItem],
     cache_dir: str | os.PathLike,
     *,
+    backbone: Backbone | None = None,
     device: str | None = None,
     compute_dtype: str | None = None,
     batch_tokens: int | None = None,
@@ -66,10 +77,11 @@ def export(
     """Encodes the items that the cache lacks and writes them into it.
 
     The backbone is loaded only when something is missing. Damaged shards are set aside first and their records
-    encoded anew. Under torchrun each process takes every n-th batch. SIGTERM and Ctrl-C finish the batch and the
-    shard in hand; a second one ends at once.
+    encoded anew. Under torchrun each process takes every n-th batch, and the first shows the progress of all.
+    SIGTERM and Ctrl-C finish the batch and the shard in hand; a second one ends at once.
 
     provenance: of these files, from `files.provenance`.
+    backbone: the files' backbone, where it is loaded already.
     device, compute_dtype: see `load_backbone`.
     batch_tokens: padded tokens per batch; None takes a default for the device.
     num_threads: threads that read and decode images; None takes one per processor, at most 8.
@@ -82,25 +94,39 @@ def export(
     missing = ~store.contains([item.key for item in items])
     num_present = len(items) - int(missing.sum())
     if not missing.any():
-        return ExportSummary(num_present, 0, 0, 0.0, None)
+        return ExportSummary(num_present, 0, 0, 0.0, 0.0, None)
     num_threads = num_threads or min(8, os.cpu_count() or 1)
     with ThreadPoolExecutor(num_threads) as threads:
         # Before the backbone is loaded, which may take minutes: this finds the images that are missing.
         num_tokens = measure(items, files.processor.num_tokens, threads)
-        backbone = load_backbone(files, device=device, compute_dtype=compute_dtype)
+        backbone = backbone or load_backbone(files, device=device, compute_dtype=compute_dtype)
         batch_tokens = batch_tokens or DEFAULT_BATCH_TOKENS.get(backbone.device.type, 4096)
         rank, world_size = process_share()
         # Shares of the whole list, not of what is missing: a rank that starts late, when others have written
         # already, would otherwise count differently from them, and batches would be done twice or not at all.
         share = [batch[missing[batch]] for batch in make_batches(num_tokens, batch_tokens)[rank::world_size]]
         todo = [[items[i] for i in batch] for batch in share if len(batch)]
-        num_todo = sum(map(len, todo))
+        progress = SharedProgress(
+            store.directory, (items[i].key for i in np.flatnonzero(missing)), store.shard_paths
+        )
+        bar = progress_bar(
+            total=progress.total,
+            desc="export" if world_size == 1 else f"export, {world_size} ranks",
+            unit="record",
+            # The others' records come a shard at a time, so that only the mean over the run is a rate.
+            smoothing=0.1 if world_size == 1 else 0,
+            disable=rank > 0,
+        )
         writer = ShardWriter(cache_dir, provenance, max_bytes=1 << 62)
-        with _graceful_stop() as stop:
+        run = _Run(backbone, provenance, writer, progress)
+        with bar, _graceful_stop() as stop, _threads_for_decoding(backbone):
             start = time.monotonic()
-            written = _encode_all(backbone, provenance, todo, threads, writer, stop, num_todo)
-            seconds = time.monotonic() - start
-    return ExportSummary(num_present, written, num_todo - written, seconds, stop.signal)
+            run.encode_all(todo, threads, bar, stop)
+            seconds = max(time.monotonic() - start, 1e-9)
+    num_left = sum(map(len, todo)) - run.num_written
+    return ExportSummary(
+        num_present, run.num_written, num_left, seconds, run.busy_seconds / seconds, stop.signal
+    )
 
 
 def open_checked(cache_dir: str | os.PathLike, provenance: Provenance) -> FeatureStore:
@@ -109,46 +135,76 @@ def open_checked(cache_dir: str | os.PathLike, provenance: Provenance) -> Featur
     Every byte is compared with its checksum: what an export skips must be readable.
     """
     directory = prepare_directory(cache_dir, provenance)
-    for path in shard_paths(directory):
-        try:
-            shards.verify(path)
-        except DamagedShardError as error:
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
+        for error in threads.map(_damage, shard_paths(directory)):
+            if error is None:
+                continue
+            path = error.path
             logger.warning("%s: damaged (%s); set aside, its features are exported again", path, error.reason)
             with contextlib.suppress(FileNotFoundError):  # another process was faster
                 os.replace(path, path.with_name(path.name + ".damaged"))
-        except FileNotFoundError:
-            logger.debug("%s was set aside by another process", path)
     return FeatureStore.open(cache_dir, provenance.name())
 
 
-def _encode_all(
-    backbone: Backbone,
-    provenance: Provenance,
-    todo: list[list[WorkItem]],
-    threads: ThreadPoolExecutor,
-    writer: ShardWriter,
-    stop: "_Stop",
-    num_todo: int,
-) -> int:
-    num_written, shard_started = 0, time.monotonic()
-    bar = progress_bar(total=num_todo, desc="export", unit="record", smoothing=0.1)
-    with bar, contextlib.closing(_prepared_batches(backbone, todo, threads)) as prepared:
-        try:
-            for batch, records in prepared:
-                features = encode_within_memory(backbone, records, provenance)
-                for item, slots in zip(batch, features, strict=True):
-                    writer.add(item.key, slots, prompt=item.prompt)
-                num_written += len(batch)
-                bar.update(len(batch))
-                if stop.signal is not None:
-                    break
-                if writer.num_bytes >= _SHARD_BYTES or time.monotonic() - shard_started >= _SHARD_SECONDS:
-                    writer.flush()
-                    shard_started = time.monotonic()
-        finally:
-            # Also when an image turns out to be damaged: what is encoded stays encoded.
-            writer.flush()
-    return num_written
+def _damage(path: Path) -> DamagedShardError | None:
+    try:
+        shards.verify(path)
+    except DamagedShardError as error:
+        return error
+    except FileNotFoundError:
+        logger.debug("%s was set aside by another process", path)
+    return None
+
+
+class _Run:
+    """One process's share of an export in progress."""
+
+    def __init__(
+        self, backbone: Backbone, provenance: Provenance, writer: ShardWriter, progress: SharedProgress
+    ) -> None:
+        self._backbone = backbone
+        self._provenance = provenance
+        self._writer = writer
+        self._progress = progress
+        self._limit = MemoryLimit()
+        self.num_written = 0
+        self.busy_seconds = 0.0
+
+    def encode_all(
+        self, todo: list[list[WorkItem]], threads: ThreadPoolExecutor, bar: tqdm, stop: "_Stop"
+    ) -> None:
+        """Encodes and writes the batches in order, until the end or a signal."""
+        started = looked = time.monotonic()
+        shard_seconds = _FIRST_SHARD_SECONDS
+        with contextlib.closing(_prepared_batches(self._backbone, todo, threads)) as prepared:
+            try:
+                for batch, records in prepared:
+                    self._encode(batch, records)
+                    now = time.monotonic()
+                    if now - looked >= _LOOK_SECONDS:
+                        self._progress.look()
+                        looked = now
+                    bar.update(self._progress.num_done - bar.n)
+                    if stop.signal is not None:
+                        break
+                    if self._writer.num_bytes >= _SHARD_BYTES or now - started >= shard_seconds:
+                        self._writer.flush()
+                        started = now
+                        shard_seconds = min(2 * shard_seconds, _SHARD_SECONDS)
+            finally:
+                # Also when an image turns out to be damaged: what is encoded stays encoded.
+                self._writer.flush()
+        self._progress.look()
+        bar.update(self._progress.num_done - bar.n)
+
+    def _encode(self, batch: list[WorkItem], records: list[PreparedRecord]) -> None:
+        begin = time.monotonic()
+        features = encode_within_memory(self._backbone, records, self._provenance, self._limit)
+        self.busy_seconds += time.monotonic() - begin
+        for item, slots in zip(batch, features, strict=True):
+            self._writer.add(item.key, slots, prompt=item.prompt)
+        self.num_written += len(batch)
+        self._progress.add(item.key for item in batch)
 
 
 def _prepared_batches(
@@ -175,38 +231,53 @@ def _prepared_batches(
                 future.cancel()
 
 
+@dataclasses.dataclass
+class MemoryLimit:
+    """Tokens, padding included, that fit into memory at once, as far as an export has found out."""
+
+    num_tokens: float = math.inf
+
+
 def encode_within_memory(
-    backbone: Backbone, records: list[PreparedRecord], provenance: Provenance
+    backbone: Backbone, records: list[PreparedRecord], provenance: Provenance, limit: MemoryLimit
 ) -> list[np.ndarray]:
     """Encodes a batch, in halves of halves where memory does not suffice for all of it at once.
+
+    limit: is lowered when memory runs out, so that later batches are divided without trying again.
 
     Raises:
         UserError: memory does not suffice for one record.
     """
     import torch
 
-    try:
-        return backbone.encode(records, provenance)
-    except RuntimeError as error:
-        if not _is_out_of_memory(error):
-            raise
-        if len(records) == 1:
-            raise UserError(
-                f"out of memory on {backbone.device} with a single record of {len(records[0].tokens)} tokens; "
-                "use a smaller --image-size"
-            ) from error
-    # Outside the handler, whose traceback would hold on to the tensors that filled the memory.
-    if backbone.device.type == "cuda":
-        torch.cuda.empty_cache()
+    num_tokens = len(records) * max(len(record.tokens) for record in records)
     half = len(records) // 2
-    logger.warning(
-        "out of memory with %d records at once; going on with %d (lower --batch-tokens to avoid this)",
-        len(records),
-        half,
-    )
+    if num_tokens <= limit.num_tokens or not half:
+        try:
+            return backbone.encode(records, provenance)
+        except RuntimeError as error:
+            if not _is_out_of_memory(error):
+                raise
+            if not half:
+                raise UserError(
+                    f"out of memory on {backbone.device} with a single record of {num_tokens} tokens; "
+                    "use a smaller --image-size"
+                ) from error
+        # Outside the handler, whose traceback would hold on to the tensors that filled the memory.
+        if backbone.device.type == "cuda":
+            torch.cuda.empty_cache()
+        limit.num_tokens = num_tokens // 2
+        logger.warning(
+            "out of memory with %d records (%d tokens) at once; going on with %d tokens "
+            "(give --batch-tokens %d to avoid this)",
+            len(records),
+            num_tokens,
+            limit.num_tokens,
+            limit.num_tokens,
+        )
     return [
-        *encode_within_memory(backbone, records[:half], provenance),
-        *encode_within_memory(backbone, records[half:], provenance),
+        *encode_within_memory(backbone, records[:half], provenance, limit),
+        *encode_within_memory(backbone, records[half:], provenance, limit),
     ]
 
 
@@ -214,6 +285,23 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
     import torch
 
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+@contextlib.contextmanager
+def _threads_for_decoding(backbone: Backbone) -> Iterator[None]:
+    """Leaves one processor to the decoding threads where the model computes on the same ones.
+
+    Its threads wait for each other many times a record, and one that is kept waiting by a decoder holds up all.
+    """
+    import torch
+
+    usual = torch.get_num_threads()
+    if backbone.device.type == "cpu":
+        torch.set_num_threads(max(1, min(usual, (os.cpu_count() or 1) - 1)))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(usual)
 
 
 class _Stop:

@@ -7,11 +7,13 @@ import pytest
 import torch
 
 from feature_cache import exporter
-from feature_cache.exporter import encode_within_memory, export
+from feature_cache.export_progress import SharedProgress
+from feature_cache.exporter import MemoryLimit, encode_within_memory, export
 from feature_cache.store import FeatureStore, shard_paths
 from feature_cache.work import make_work, read_images
 from tests.feature_cache.conftest import random_image
 from vla_jax.errors import UserError
+from vla_jax.progress import progress_bar
 
 
 @pytest.fixture
@@ -149,23 +151,41 @@ def test_a_changed_image_stops_the_export_but_keeps_what_is_encoded(tmp_path, ba
 
 
 def fake_backbone(capacity):
+    """A backbone whose memory holds `capacity` tokens; `.tried` collects the size of each batch it is given."""
+    tried = []
+
     def encode(records, provenance):
-        if len(records) > capacity:
+        tried.append(len(records) * max(len(record.tokens) for record in records))
+        if tried[-1] > capacity:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return [np.full((1, 2), record) for record in records]
+        return [np.full((1, 2), record.tokens[0]) for record in records]
 
-    return types.SimpleNamespace(encode=encode, device=torch.device("cpu"))
+    return types.SimpleNamespace(encode=encode, device=torch.device("cpu"), tried=tried)
 
 
-@pytest.mark.parametrize("capacity", [1, 3, 100])
+def fake_records(values, length=5):
+    return [types.SimpleNamespace(tokens=np.full(length, value)) for value in values]
+
+
+@pytest.mark.parametrize("capacity", [5, 15, 500])
 def test_batches_are_halved_until_they_fit(capacity):
-    features = encode_within_memory(fake_backbone(capacity), list(range(7)), None)
+    features = encode_within_memory(fake_backbone(capacity), fake_records(range(7)), None, MemoryLimit())
     np.testing.assert_array_equal([array[0, 0] for array in features], range(7))
+
+
+def test_later_batches_are_divided_without_running_out_again(caplog):
+    backbone, limit = fake_backbone(15), MemoryLimit()
+    encode_within_memory(backbone, fake_records(range(8)), None, limit)
+    assert backbone.tried == [40, 20, 10, 10, 10, 10]
+    assert "8 records (40 tokens) at once; going on with 20 tokens (give --batch-tokens 20" in caplog.text
+    backbone.tried.clear()
+    encode_within_memory(backbone, fake_records(range(8)), None, limit)
+    assert backbone.tried == [10, 10, 10, 10]
 
 
 def test_a_single_record_too_large_is_one_line():
     with pytest.raises(UserError, match="single record of 5 tokens; use a smaller --image-size"):
-        encode_within_memory(fake_backbone(0), [types.SimpleNamespace(tokens=np.zeros(5))], None)
+        encode_within_memory(fake_backbone(0), fake_records([0]), None, MemoryLimit())
 
 
 def test_other_errors_of_the_backbone_are_not_hidden():
@@ -173,7 +193,84 @@ def test_other_errors_of_the_backbone_are_not_hidden():
         raise RuntimeError("shapes do not match")
 
     with pytest.raises(RuntimeError, match="shapes do not match"):
-        encode_within_memory(types.SimpleNamespace(encode=encode), [1, 2], None)
+        encode_within_memory(types.SimpleNamespace(encode=encode), fake_records([1, 2]), None, MemoryLimit())
+
+
+@pytest.fixture
+def bars(monkeypatch):
+    """The progress bars of the exports, after their end."""
+    made = []
+
+    def make(**options):
+        made.append(progress_bar(**options))
+        return made[-1]
+
+    monkeypatch.setattr(exporter, "progress_bar", make)
+    return made
+
+
+def test_the_first_rank_shows_the_progress_of_all(
+    tmp_path, backbone_files, backbone, work, monkeypatch, bars, capfd
+):
+    """The other rank runs to its end while the first is in its first batch."""
+    encode, others = encode_within_memory, []
+
+    def with_other_rank(*arguments):
+        if not others:
+            others.append(None)
+            monkeypatch.setenv("RANK", "1")
+            others[0] = export_all(backbone_files, work, tmp_path)
+        return encode(*arguments)
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setattr(exporter, "encode_within_memory", with_other_rank)
+    monkeypatch.setattr(exporter, "_LOOK_SECONDS", 0.0)
+    first = export_all(backbone_files, work, tmp_path)
+    assert first.num_written + others[0].num_written == 12
+    shown, hidden = bars
+    assert (shown.n, shown.total) == (12, 12)
+    assert hidden.n == 0
+    assert "export, 2 ranks: 100%" in capfd.readouterr().err
+
+
+def test_what_is_there_is_not_part_of_the_progress(tmp_path, backbone_files, work, bars):
+    provenance, items = work
+    export_all(backbone_files, (provenance, items[:5]), tmp_path)
+    export_all(backbone_files, work, tmp_path)
+    assert [(bar.n, bar.total) for bar in bars] == [(5, 5), (7, 7)]
+
+
+def test_a_damaged_shard_of_another_rank_counts_as_not_done(tmp_path, backbone_files, work):
+    provenance, items = work
+    export_all(backbone_files, (provenance, items[:5]), tmp_path)
+    directory = tmp_path / provenance.name()
+    progress = SharedProgress(directory, [item.key for item in items], [])
+    progress.look()
+    assert (progress.num_done, progress.total) == (5, 12)
+    (path,) = shard_paths(directory)
+    path.write_bytes(path.read_bytes()[:100])
+    progress = SharedProgress(directory, [item.key for item in items], [])
+    progress.look()
+    assert progress.num_done == 0
+
+
+def test_the_model_leaves_a_processor_to_the_decoders_while_it_runs(
+    tmp_path, backbone_files, work, monkeypatch
+):
+    encode, threads = encode_within_memory, []
+
+    def counted(*arguments):
+        threads.append(torch.get_num_threads())
+        return encode(*arguments)
+
+    usual = torch.get_num_threads()
+    monkeypatch.setattr(exporter, "encode_within_memory", counted)
+    monkeypatch.setattr(exporter.os, "cpu_count", lambda: 2)
+    summary = export_all(backbone_files, work, tmp_path)
+    assert set(threads) == {1}
+    assert torch.get_num_threads() == usual
+    assert 0 < summary.busy_share <= 1
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate"])
