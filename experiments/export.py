@@ -123,6 +123,11 @@ def _export(arguments: Arguments, dataset: PackedDataset) -> int | None:
         f"{arguments.cache}: {summary.num_written} records written{rate}, {summary.num_present} already there; "
         f"features {provenance.name()} ({arguments.pooling} pooling)"
     )
+    if summary.num_elsewhere:
+        print(
+            f"{summary.num_elsewhere} records of the other ranks are not there yet; should one have been lost, the "
+            "same command goes on from here"
+        )
     if summary.interrupted_by is not None:
         print(f"interrupted with {summary.num_left} records left; the same command goes on from here")
         return 128 + summary.interrupted_by

@@ -170,7 +170,7 @@ def load_backbone(
 ) -> Backbone:
     """Loads the weights by `from_pretrained` and merges the adapter, if there is one.
 
-    device: a torch device; None takes this process's GPU (LOCAL_RANK under torchrun), else the CPU.
+    device: a torch device; None takes `default_device`.
     compute_dtype: `float32` or `bfloat16`; None takes bfloat16 on a GPU that computes in it, else float32.
 
     Raises:
@@ -180,8 +180,7 @@ def load_backbone(
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
-    if device is None:
-        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+    device = device or default_device()
     if compute_dtype is None:
         compute_dtype = _default_compute_dtype(device)
     try:
@@ -195,6 +194,13 @@ def load_backbone(
         "%s: %s on %s, attention %s", files.name, compute_dtype, device, model.config._attn_implementation
     )
     return Backbone(model, files.processor)
+
+
+def default_device() -> str:
+    """Returns this process's GPU (LOCAL_RANK under torchrun), or the CPU where there is none."""
+    import torch
+
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
 
 
 def _default_compute_dtype(device: str) -> str:

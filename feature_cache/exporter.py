@@ -21,7 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 from feature_cache import shard as shards
-from feature_cache.backbone import Backbone, BackboneFiles, load_backbone
+from feature_cache.backbone import Backbone, BackboneFiles, default_device, load_backbone
 from feature_cache.export_progress import SharedProgress
 from feature_cache.keys import Provenance
 from feature_cache.processor import PreparedRecord
@@ -54,6 +54,8 @@ class ExportSummary:
     num_written: int
     num_left: int
     """Records of this process's share that an interruption left undone."""
+    num_elsewhere: int
+    """Records of other processes' shares that were not in the cache yet at the end."""
     seconds: float
     """Time from the first batch to the last shard."""
     busy_share: float
@@ -76,9 +78,9 @@ def export(
 ) -> ExportSummary:
     """Encodes the items that the cache lacks and writes them into it.
 
-    The backbone is loaded only when something is missing. Damaged shards are set aside first and their records
-    encoded anew. Under torchrun each process takes every n-th batch, and the first shows the progress of all.
-    SIGTERM and Ctrl-C finish the batch and the shard in hand; a second one ends at once.
+    The backbone is loaded only when something of this process's share is missing. Damaged shards are set aside first
+    and their records encoded anew. Under torchrun each process takes every n-th batch, and the first shows the
+    progress of all. SIGTERM and Ctrl-C finish the batch and the shard in hand; a second one ends at once.
 
     provenance: of these files, from `files.provenance`.
     backbone: the files' backbone, where it is loaded already.
@@ -94,18 +96,21 @@ def export(
     missing = ~store.contains([item.key for item in items])
     num_present = len(items) - int(missing.sum())
     if not missing.any():
-        return ExportSummary(num_present, 0, 0, 0.0, 0.0, None)
+        return ExportSummary(num_present, 0, 0, 0, 0.0, 0.0, None)
     num_threads = num_threads or min(8, os.cpu_count() or 1)
     with ThreadPoolExecutor(num_threads) as threads:
         # Before the backbone is loaded, which may take minutes: this finds the images that are missing.
         num_tokens = measure(items, files.processor.num_tokens, threads)
-        backbone = backbone or load_backbone(files, device=device, compute_dtype=compute_dtype)
-        batch_tokens = batch_tokens or DEFAULT_BATCH_TOKENS.get(backbone.device.type, 4096)
+        device = device or default_device() if backbone is None else str(backbone.device)
+        batch_tokens = batch_tokens or DEFAULT_BATCH_TOKENS.get(device.partition(":")[0], 4096)
         rank, world_size = process_share()
         # Shares of the whole list, not of what is missing: a rank that starts late, when others have written
         # already, would otherwise count differently from them, and batches would be done twice or not at all.
         share = [batch[missing[batch]] for batch in make_batches(num_tokens, batch_tokens)[rank::world_size]]
         todo = [[items[i] for i in batch] for batch in share if len(batch)]
+        if not todo:
+            return ExportSummary(num_present, 0, 0, int(missing.sum()), 0.0, 0.0, None)
+        backbone = backbone or load_backbone(files, device=device, compute_dtype=compute_dtype)
         progress = SharedProgress(
             store.directory, (items[i].key for i in np.flatnonzero(missing)), store.shard_paths
         )
@@ -124,8 +129,15 @@ def export(
             run.encode_all(todo, threads, bar, stop)
             seconds = max(time.monotonic() - start, 1e-9)
     num_left = sum(map(len, todo)) - run.num_written
+    num_elsewhere = progress.total - progress.num_done - num_left
     return ExportSummary(
-        num_present, run.num_written, num_left, seconds, run.busy_seconds / seconds, stop.signal
+        num_present,
+        run.num_written,
+        num_left,
+        num_elsewhere,
+        seconds,
+        run.busy_seconds / seconds,
+        stop.signal,
     )
 
 

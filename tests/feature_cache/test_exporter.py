@@ -57,6 +57,16 @@ def test_what_is_there_is_skipped_without_loading_the_backbone(tmp_path, backbon
     assert (summary.num_written, summary.num_present) == (0, 12)
 
 
+def test_a_rank_whose_share_is_done_does_not_load_the_backbone(tmp_path, backbone_files, work, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    done = export_all(backbone_files, work, tmp_path).num_written
+    monkeypatch.setattr(exporter, "load_backbone", lambda *a, **k: pytest.fail("loaded"))
+    summary = export_all(backbone_files, work, tmp_path)
+    assert (summary.num_written, summary.num_present, summary.num_left) == (0, done, 0)
+    assert summary.num_elsewhere == 12 - done
+
+
 def test_a_larger_work_list_adds_only_what_is_new(tmp_path, backbone_files, work):
     provenance, items = work
     export_all(backbone_files, (provenance, items[:5]), tmp_path)
@@ -228,6 +238,7 @@ def test_the_first_rank_shows_the_progress_of_all(
     monkeypatch.setattr(exporter, "_LOOK_SECONDS", 0.0)
     first = export_all(backbone_files, work, tmp_path)
     assert first.num_written + others[0].num_written == 12
+    assert (first.num_elsewhere, others[0].num_elsewhere) == (0, first.num_written)
     shown, hidden = bars
     assert (shown.n, shown.total) == (12, 12)
     assert hidden.n == 0
