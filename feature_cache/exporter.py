@@ -8,14 +8,12 @@ earlier export was interrupted.
 import contextlib
 import dataclasses
 import logging
-import math
 import os
 import signal
 import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
@@ -24,11 +22,10 @@ from feature_cache import shard as shards
 from feature_cache.backbone import Backbone, BackboneFiles, default_device, load_backbone
 from feature_cache.export_progress import SharedProgress
 from feature_cache.keys import Provenance
+from feature_cache.memory_limit import MemoryLimit, encode_within_memory
 from feature_cache.processor import PreparedRecord
-from feature_cache.shard import DamagedShardError
 from feature_cache.store import FeatureStore, ShardWriter, prepare_directory, shard_paths
 from feature_cache.work import WorkItem, make_batches, measure, process_share, read_images
-from vla_jax.errors import UserError
 from vla_jax.progress import progress_bar
 
 logger = logging.getLogger(__name__)
@@ -147,25 +144,12 @@ def open_checked(cache_dir: str | os.PathLike, provenance: Provenance) -> Featur
     Every byte is compared with its checksum: what an export skips must be readable.
     """
     directory = prepare_directory(cache_dir, provenance)
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
-        for error in threads.map(_damage, shard_paths(directory)):
-            if error is None:
-                continue
-            path = error.path
-            logger.warning("%s: damaged (%s); set aside, its features are exported again", path, error.reason)
-            with contextlib.suppress(FileNotFoundError):  # another process was faster
-                os.replace(path, path.with_name(path.name + ".damaged"))
+    for error in shards.find_damaged(shard_paths(directory)):
+        path = error.path
+        logger.warning("%s: damaged (%s); set aside, its features are exported again", path, error.reason)
+        with contextlib.suppress(FileNotFoundError):  # another process was faster
+            os.replace(path, path.with_name(path.name + ".damaged"))
     return FeatureStore.open(cache_dir, provenance.name())
-
-
-def _damage(path: Path) -> DamagedShardError | None:
-    try:
-        shards.verify(path)
-    except DamagedShardError as error:
-        return error
-    except FileNotFoundError:
-        logger.debug("%s was set aside by another process", path)
-    return None
 
 
 class _Run:
@@ -241,62 +225,6 @@ def _prepared_batches(
         for _, futures in ahead:
             for future in futures:
                 future.cancel()
-
-
-@dataclasses.dataclass
-class MemoryLimit:
-    """Tokens, padding included, that fit into memory at once, as far as an export has found out."""
-
-    num_tokens: float = math.inf
-
-
-def encode_within_memory(
-    backbone: Backbone, records: list[PreparedRecord], provenance: Provenance, limit: MemoryLimit
-) -> list[np.ndarray]:
-    """Encodes a batch, in halves of halves where memory does not suffice for all of it at once.
-
-    limit: is lowered when memory runs out, so that later batches are divided without trying again.
-
-    Raises:
-        UserError: memory does not suffice for one record.
-    """
-    import torch
-
-    num_tokens = len(records) * max(len(record.tokens) for record in records)
-    half = len(records) // 2
-    if num_tokens <= limit.num_tokens or not half:
-        try:
-            return backbone.encode(records, provenance)
-        except RuntimeError as error:
-            if not _is_out_of_memory(error):
-                raise
-            if not half:
-                raise UserError(
-                    f"out of memory on {backbone.device} with a single record of {num_tokens} tokens; "
-                    "use a smaller --image-size"
-                ) from error
-        # Outside the handler, whose traceback would hold on to the tensors that filled the memory.
-        if backbone.device.type == "cuda":
-            torch.cuda.empty_cache()
-        limit.num_tokens = num_tokens // 2
-        logger.warning(
-            "out of memory with %d records (%d tokens) at once; going on with %d tokens "
-            "(give --batch-tokens %d to avoid this)",
-            len(records),
-            num_tokens,
-            limit.num_tokens,
-            limit.num_tokens,
-        )
-    return [
-        *encode_within_memory(backbone, records[:half], provenance, limit),
-        *encode_within_memory(backbone, records[half:], provenance, limit),
-    ]
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    import torch
-
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 @contextlib.contextmanager

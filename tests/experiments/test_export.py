@@ -165,7 +165,7 @@ def long_data(tmp_path_factory):
     """More records, of a long prompt, than are exported within the first shard's seconds."""
     folder = tmp_path_factory.mktemp("long")
     prompt = "insert the needle " * 500
-    write_data_set(folder / "episodes", num_episodes=10, seconds=30.0, has_sensor=False, instruction=prompt)
+    write_data_set(folder / "episodes", num_episodes=10, seconds=24.0, has_sensor=False, instruction=prompt)
     prepare([str(folder / "episodes")], folder / "data", PrepareOptions())
     return folder / "data"
 
