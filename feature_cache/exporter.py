@@ -56,7 +56,8 @@ class ExportSummary:
     seconds: float
     """Time from the first batch to the last shard."""
     busy_share: float
-    """Share of that time in which the model computed; the rest went to waiting for images and to writing."""
+    """Share of that time in which batches were encoded, their copying to the device included; the rest went to waiting
+    for images and to writing."""
     interrupted_by: int | None
     """The signal that ended the export early, or None."""
 
