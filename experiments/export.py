@@ -19,13 +19,14 @@ from feature_cache.processor import parse_image_size
 from feature_cache.work import ImageSource, make_work, process_share
 from vla_jax.data.packed import INDEX_FILE, PackedDataset
 from vla_jax.data.packing import PrepareOptions, prepare
+from vla_jax.data.part import PartOptions
 
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
     data: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DATA")]
-    """Prepared data set (see `prepare`), or a folder of recorded episodes, which are then prepared by its defaults
-    and forgotten again; needs room for their sensor data in the system's temporary folder."""
+    """Prepared data set (see `prepare`), or a folder of recorded episodes, whose pictures are then paired by its
+    defaults."""
     backbone: str
     """Qwen2.5-VL: a local directory, or a model hub's name such as Qwen/Qwen2.5-VL-3B-Instruct."""
     cache: Path
@@ -73,7 +74,9 @@ def data_to_export(path: Path) -> Iterator[PackedDataset]:
         return
     num_workers = max(1, (os.cpu_count() or 1) // process_share()[1])
     with tempfile.TemporaryDirectory(prefix="vla-jax-export-") as folder:
-        result = prepare([str(path)], Path(folder) / "data", PrepareOptions(num_workers=num_workers))
+        # Only prompts and pictures are needed.
+        options = PrepareOptions(part=PartOptions(sensor=False), num_workers=num_workers)
+        result = prepare([str(path)], Path(folder) / "data", options)
         faults = [finding for finding in result.findings if finding.is_fault]
         first = f", the first: {faults[0].episode}: {faults[0].reason}" if faults else ""
         print(

@@ -54,8 +54,8 @@ class Arguments:
     """Records of the large cache; it takes 2 bytes times records times width of disk."""
     width: int = 2048
     """Feature width of the caches that are read and opened."""
-    folder: Path | None = None
-    """Where to make a temporary folder for all files; by default the system's."""
+    scratch: Path | None = None
+    """Where to write all files, into a folder that is removed afterwards; the system's temporary one by default."""
     out: Path | None = None
     """JSON file for the figures."""
 
@@ -71,8 +71,8 @@ def main(arguments: Arguments) -> None:
         import torch
     except ImportError as error:
         raise UserError("the benchmark needs torch: pip install 'vla-jax[export]'") from error
-    if arguments.folder is not None and not arguments.folder.is_dir():
-        raise UserError(f"{arguments.folder}: no such directory")
+    if arguments.scratch is not None and not arguments.scratch.is_dir():
+        raise UserError(f"{arguments.scratch}: no such directory")
     console = make_console()
     conditions = {
         **machine(),
@@ -82,7 +82,7 @@ def main(arguments: Arguments) -> None:
     console.print(conditions)
     timings: list[cache_cases.Timing] = []
     details: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory(prefix="vla-jax-benchmark-", dir=arguments.folder) as temporary:
+    with tempfile.TemporaryDirectory(dir=arguments.scratch, prefix="benchmark-") as temporary:
         for case in arguments.cases:
             found, details[case] = run_case(case, arguments, Path(temporary))
             timings += found

@@ -24,9 +24,9 @@ def time_in_turn(sides: Mapping[str, Callable[[], Any]], rounds: int) -> dict[st
 
 
 def machine() -> dict[str, Any]:
-    """Returns what a figure depends on: processors, and how busy they are now."""
+    """Returns what a figure depends on: the processors that may be used, and how busy they are now."""
     return {
         "machine": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
+        "cores": len(os.sched_getaffinity(0)),
         "load_average": os.getloadavg(),
     }

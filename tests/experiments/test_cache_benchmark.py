@@ -27,7 +27,7 @@ def _own_fingerprint_memory(tmp_path_factory, monkeypatch):
 
 def test_all_cases_run_and_are_written_down(tmp_path, capsys):
     (tmp_path / "work").mkdir()
-    cache.main(Arguments(**SMALL, device="cpu", folder=tmp_path / "work", out=tmp_path / "figures.json"))
+    cache.main(Arguments(**SMALL, device="cpu", scratch=tmp_path / "work", out=tmp_path / "figures.json"))
     written = json.loads((tmp_path / "figures.json").read_text())
     sides = [(result["case"], result["side"]) for result in written["results"]]
     assert sides == [
