@@ -74,8 +74,22 @@ class Backbone:
         """The torch device of the weights."""
         return self.model.device
 
-    def encode(self, records: list[PreparedRecord], provenance: Provenance) -> list[np.ndarray]:
+    def collate(self, records: list[PreparedRecord]) -> dict[str, Any]:
+        """Returns the batch of these records on the host, ready to be copied to the device in the background."""
+        inputs = collate(records)
+        if self.device.type == "cuda":
+            return {name: tensor.pin_memory() for name, tensor in inputs.items()}
+        return inputs
+
+    def encode(
+        self,
+        records: list[PreparedRecord],
+        provenance: Provenance,
+        inputs: dict[str, Any] | None = None,
+    ) -> list[np.ndarray]:
         """Returns the float32 features (slots, V) of each record.
+
+        inputs: the records' batch, where `collate` has made it already.
 
         Each record's features depend on that record alone, to rounding: padding is masked in the backbone's
         attention and has no weight in the pooling.
@@ -83,7 +97,9 @@ class Backbone:
         import torch
 
         with torch.inference_mode():
-            hidden = self._hidden_states(collate(records), provenance.layer).float()
+            if inputs is None:
+                inputs = self.collate(records)
+            hidden = self._hidden_states(inputs, provenance.layer).float()
             if provenance.pooling == "tokens":
                 return [hidden[i, : len(record.tokens)].cpu().numpy() for i, record in enumerate(records)]
             weights = [

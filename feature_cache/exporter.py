@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -56,8 +57,8 @@ class ExportSummary:
     seconds: float
     """Time from the first batch to the last shard."""
     busy_share: float
-    """Share of that time in which batches were encoded, their copying to the device included; the rest went to waiting
-    for images and to writing."""
+    """Share of that time in which batches were encoded, their copying to the device included; the rest went to
+    waiting for images and to writing."""
     interrupted_by: int | None
     """The signal that ended the export early, or None."""
 
@@ -175,8 +176,8 @@ class _Run:
         shard_seconds = _FIRST_SHARD_SECONDS
         with contextlib.closing(_prepared_batches(self._backbone, todo, threads)) as prepared:
             try:
-                for batch, records in prepared:
-                    self._encode(batch, records)
+                for batch, records, inputs in prepared:
+                    self._encode(batch, records, inputs)
                     now = time.monotonic()
                     if now - looked >= _LOOK_SECONDS:
                         self._progress.look()
@@ -194,9 +195,9 @@ class _Run:
         self._progress.look()
         bar.update(self._progress.num_done - bar.n)
 
-    def _encode(self, batch: list[WorkItem], records: list[PreparedRecord]) -> None:
+    def _encode(self, batch: list[WorkItem], records: list[PreparedRecord], inputs: dict[str, Any]) -> None:
         begin = time.monotonic()
-        features = encode_within_memory(self._backbone, records, self._provenance, self._limit)
+        features = encode_within_memory(self._backbone, records, self._provenance, self._limit, inputs)
         self.busy_seconds += time.monotonic() - begin
         for item, slots in zip(batch, features, strict=True):
             self._writer.add(item.key, slots, prompt=item.prompt)
@@ -206,25 +207,31 @@ class _Run:
 
 def _prepared_batches(
     backbone: Backbone, todo: list[list[WorkItem]], threads: ThreadPoolExecutor
-) -> Iterator[tuple[list[WorkItem], list[PreparedRecord]]]:
-    """Yields the batches in order, each with its records prepared by `threads` ahead of time."""
+) -> Iterator[tuple[list[WorkItem], list[PreparedRecord], dict[str, Any]]]:
+    """Yields the batches in order, each with its records and their inputs, made by `threads` ahead of time."""
 
     def prepare(item: WorkItem) -> PreparedRecord:
         return backbone.processor.prepare(item.prompt, read_images(item))
 
-    ahead: deque[tuple[list[WorkItem], list[Future[PreparedRecord]]]] = deque()
+    def collate(records: list[Future[PreparedRecord]]) -> dict[str, Any]:
+        # The threads take their work in order, so that all of these are done or in other threads' hands.
+        return backbone.collate([record.result() for record in records])
+
+    ahead: deque[tuple[list[WorkItem], list[Future[PreparedRecord]], Future[dict[str, Any]]]] = deque()
     remaining = iter(todo)
     try:
         while True:
             while len(ahead) <= _BATCHES_AHEAD and (batch := next(remaining, None)) is not None:
-                ahead.append((batch, [threads.submit(prepare, item) for item in batch]))
+                records = [threads.submit(prepare, item) for item in batch]
+                ahead.append((batch, records, threads.submit(collate, records)))
             if not ahead:
                 return
-            batch, futures = ahead.popleft()
-            yield batch, [future.result() for future in futures]
+            batch, records, inputs = ahead.popleft()
+            yield batch, [record.result() for record in records], inputs.result()
     finally:
-        for _, futures in ahead:
-            for future in futures:
+        for _, records, inputs in ahead:
+            # The inputs first: they would wait for records that nobody makes any more.
+            for future in (inputs, *records):
                 future.cancel()
 
 

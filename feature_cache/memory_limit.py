@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import math
+from typing import Any
 
 import numpy as np
 
@@ -22,11 +23,16 @@ class MemoryLimit:
 
 
 def encode_within_memory(
-    backbone: Backbone, records: list[PreparedRecord], provenance: Provenance, limit: MemoryLimit
+    backbone: Backbone,
+    records: list[PreparedRecord],
+    provenance: Provenance,
+    limit: MemoryLimit,
+    inputs: dict[str, Any] | None = None,
 ) -> list[np.ndarray]:
     """Encodes a batch, in halves of halves where memory does not suffice for all of it at once.
 
     limit: is lowered when memory runs out, so that later batches are divided without trying again.
+    inputs: the whole batch, where `Backbone.collate` has made it already.
 
     Raises:
         UserError: memory does not suffice for one record.
@@ -37,7 +43,7 @@ def encode_within_memory(
     half = len(records) // 2
     if num_tokens <= limit.num_tokens or not half:
         try:
-            return backbone.encode(records, provenance)
+            return backbone.encode(records, provenance, inputs)
         except RuntimeError as error:
             if not _is_out_of_memory(error):
                 raise

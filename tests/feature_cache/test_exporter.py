@@ -1,11 +1,13 @@
 import os
 import signal
+import threading
 
 import numpy as np
 import pytest
 import torch
 
 from feature_cache import exporter
+from feature_cache.backbone import Backbone
 from feature_cache.export_progress import SharedProgress
 from feature_cache.exporter import export
 from feature_cache.memory_limit import encode_within_memory
@@ -218,6 +220,19 @@ def test_a_damaged_shard_of_another_rank_counts_as_not_done(tmp_path, backbone_f
     progress = SharedProgress(directory, [item.key for item in items], [])
     progress.look()
     assert progress.num_done == 0
+
+
+def test_batches_are_put_together_ahead_by_the_decoders(tmp_path, backbone_files, work, monkeypatch):
+    collate, makers = Backbone.collate, []
+
+    def noted(backbone, records):
+        makers.append(threading.current_thread())
+        return collate(backbone, records)
+
+    monkeypatch.setattr(Backbone, "collate", noted)
+    export_all(backbone_files, work, tmp_path)
+    assert len(makers) > 1
+    assert threading.main_thread() not in makers
 
 
 def test_the_model_leaves_a_processor_to_the_decoders_while_it_runs(

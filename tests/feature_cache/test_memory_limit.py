@@ -12,7 +12,7 @@ def fake_backbone(capacity):
     """A backbone whose memory holds `capacity` tokens; `.tried` collects the size of each batch it is given."""
     tried = []
 
-    def encode(records, provenance):
+    def encode(records, provenance, inputs):
         tried.append(len(records) * max(len(record.tokens) for record in records))
         if tried[-1] > capacity:
             raise torch.OutOfMemoryError("CUDA out of memory")
@@ -47,7 +47,7 @@ def test_a_single_record_too_large_is_one_line():
 
 
 def test_other_errors_of_the_backbone_are_not_hidden():
-    def encode(records, provenance):
+    def encode(records, provenance, inputs):
         raise RuntimeError("shapes do not match")
 
     with pytest.raises(RuntimeError, match="shapes do not match"):
