@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 from rich.table import Table
-from tyro.conf import Positional, subcommand
+from tyro.conf import Positional, arg, subcommand
 
 from experiments import cli
 from experiments.console import make_console
@@ -66,11 +66,11 @@ class Merge:
 class Import:
     """Takes over the features that a PyTorch reference run wrote: `<episode>_vlm<index>.pt` files, mean-pooled."""
 
-    cache: Positional[Path]
+    cache: Annotated[Positional[Path], arg(metavar="CACHE")]
     """Feature cache that grows; made if it does not exist."""
-    reference: Positional[Path]
+    reference: Annotated[Positional[Path], arg(metavar="REFERENCE_DIR")]
     """The reference's cache directory."""
-    data: Positional[Path]
+    data: Annotated[Positional[Path], arg(metavar="DATA")]
     """Prepared data set of the same episodes; all files can be used where it was prepared with `--alignment index`,
     the reference's way of pairing pictures with actions."""
     backbone: str

@@ -1,6 +1,11 @@
 """Writes the vision-language features that a data set needs: `python -m experiments.export DATA …`."""
 
+import contextlib
 import dataclasses
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,13 +16,17 @@ from experiments.data import open_dataset
 from feature_cache.backbone import find_backbone
 from feature_cache.exporter import export
 from feature_cache.processor import parse_image_size
-from feature_cache.work import ImageSource, make_work
+from feature_cache.work import ImageSource, make_work, process_share
+from vla_jax.data.packed import INDEX_FILE, PackedDataset
+from vla_jax.data.packing import PrepareOptions, prepare
+from vla_jax.data.part import PartOptions
 
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
     data: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DATA")]
-    """Prepared data set (see `prepare`)."""
+    """Prepared data set (see `prepare`), or a folder of recorded episodes, whose pictures are then paired by its
+    defaults."""
     backbone: str
     """Qwen2.5-VL: a local directory, or a model hub's name such as Qwen/Qwen2.5-VL-3B-Instruct."""
     cache: Path
@@ -47,7 +56,38 @@ class Arguments:
 
 
 def main(arguments: Arguments) -> int | None:
-    dataset = open_dataset(arguments.data)
+    with data_to_export(arguments.data) as dataset:
+        return _export(arguments, dataset)
+
+
+@contextlib.contextmanager
+def data_to_export(path: Path) -> Iterator[PackedDataset]:
+    """Opens a data set; prepares a folder of episodes for the time of the export.
+
+    The features are found again when these episodes are prepared for training: a key is made of prompt and pictures.
+
+    Raises:
+        UserError: nothing usable is there.
+    """
+    if not path.is_dir() or (path / INDEX_FILE).is_file():
+        yield open_dataset(path)
+        return
+    num_workers = max(1, (os.cpu_count() or 1) // process_share()[1])
+    with tempfile.TemporaryDirectory(prefix="vla-jax-export-") as folder:
+        # Only prompts and pictures are needed.
+        options = PrepareOptions(part=PartOptions(sensor=False), num_workers=num_workers)
+        result = prepare([str(path)], Path(folder) / "data", options)
+        faults = [finding for finding in result.findings if finding.is_fault]
+        first = f", the first: {faults[0].episode}: {faults[0].reason}" if faults else ""
+        print(
+            f"{path}: recorded episodes, read with the defaults of `prepare`: {len(result.dataset.episodes)} used, "
+            f"{len(result.faulty)} faulty and left out{first}",
+            file=sys.stderr,
+        )
+        yield result.dataset
+
+
+def _export(arguments: Arguments, dataset: PackedDataset) -> int | None:
     required = [dataset.records[i] for i in dataset.required_records()]
     if not required:
         print("nothing to export: no episode has images")
@@ -75,11 +115,22 @@ def main(arguments: Arguments) -> int | None:
         batch_tokens=arguments.batch_tokens,
         num_threads=arguments.threads,
     )
-    rate = f" at {summary.num_written / summary.seconds:.1f} records/s" if summary.num_written else ""
+    rank, num_ranks = process_share()
+    rate = ""
+    if summary.num_written:
+        rate = (
+            f" at {summary.num_written / summary.seconds:.1f} records/s (model busy {summary.busy_share:.0%})"
+        )
     print(
+        f"{f'rank {rank} of {num_ranks}: ' if num_ranks > 1 else ''}"
         f"{arguments.cache}: {summary.num_written} records written{rate}, {summary.num_present} already there; "
         f"features {provenance.name()} ({arguments.pooling} pooling)"
     )
+    if summary.num_elsewhere:
+        print(
+            f"{summary.num_elsewhere} records of the other ranks are not there yet; should one have been lost, the "
+            "same command goes on from here"
+        )
     if summary.interrupted_by is not None:
         print(f"interrupted with {summary.num_left} records left; the same command goes on from here")
         return 128 + summary.interrupted_by

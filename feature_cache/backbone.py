@@ -74,8 +74,22 @@ class Backbone:
         """The torch device of the weights."""
         return self.model.device
 
-    def encode(self, records: list[PreparedRecord], provenance: Provenance) -> list[np.ndarray]:
+    def collate(self, records: list[PreparedRecord]) -> dict[str, Any]:
+        """Returns the batch of these records on the host, ready to be copied to the device in the background."""
+        inputs = collate(records)
+        if self.device.type == "cuda":
+            return {name: tensor.pin_memory() for name, tensor in inputs.items()}
+        return inputs
+
+    def encode(
+        self,
+        records: list[PreparedRecord],
+        provenance: Provenance,
+        inputs: dict[str, Any] | None = None,
+    ) -> list[np.ndarray]:
         """Returns the float32 features (slots, V) of each record.
+
+        inputs: the records' batch, where `collate` has made it already.
 
         Each record's features depend on that record alone, to rounding: padding is masked in the backbone's
         attention and has no weight in the pooling.
@@ -83,7 +97,9 @@ class Backbone:
         import torch
 
         with torch.inference_mode():
-            hidden = self._hidden_states(collate(records), provenance.layer).float()
+            if inputs is None:
+                inputs = self.collate(records)
+            hidden = self._hidden_states(inputs, provenance.layer).float()
             if provenance.pooling == "tokens":
                 return [hidden[i, : len(record.tokens)].cpu().numpy() for i, record in enumerate(records)]
             weights = [
@@ -170,8 +186,8 @@ def load_backbone(
 ) -> Backbone:
     """Loads the weights by `from_pretrained` and merges the adapter, if there is one.
 
-    device: a torch device; None takes this process's GPU (LOCAL_RANK under torchrun), else the CPU.
-    compute_dtype: `float32` or `bfloat16`; None takes bfloat16 on a GPU, float32 on a CPU.
+    device: a torch device; None takes `default_device`.
+    compute_dtype: `float32` or `bfloat16`; None takes bfloat16 on a GPU that computes in it, else float32.
 
     Raises:
         UserError: weights are missing or unreadable, or the adapter does not fit.
@@ -180,10 +196,9 @@ def load_backbone(
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
-    if device is None:
-        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+    device = device or default_device()
     if compute_dtype is None:
-        compute_dtype = "bfloat16" if device.startswith("cuda") else "float32"
+        compute_dtype = _default_compute_dtype(device)
     try:
         model = _load_model(files.folder, device, getattr(torch, compute_dtype))
     except (OSError, ValueError, KeyError, SafetensorError) as error:
@@ -195,6 +210,24 @@ def load_backbone(
         "%s: %s on %s, attention %s", files.name, compute_dtype, device, model.config._attn_implementation
     )
     return Backbone(model, files.processor)
+
+
+def default_device() -> str:
+    """Returns this process's GPU (LOCAL_RANK under torchrun), or the CPU where there is none."""
+    import torch
+
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+
+
+def _default_compute_dtype(device: str) -> str:
+    import torch
+
+    if not device.startswith("cuda"):
+        return "float32"
+    if not torch.cuda.is_bf16_supported(including_emulation=False):
+        logger.warning("%s does not compute in bfloat16; using float32, which takes twice the memory", device)
+        return "float32"
+    return "bfloat16"
 
 
 def _load_model(folder: Path, device: str, dtype):

@@ -73,14 +73,8 @@ def statistics(cache_dir: str | os.PathLike) -> list[ProvenanceStatistics]:
 
 def damaged_shards(cache_dir: str | os.PathLike) -> list[DamagedShardError]:
     """Compares every byte of every shard with its checksum; returns one error per damaged shard."""
-    errors = []
-    for name, _ in FeatureStore.provenances(cache_dir):
-        for path in shard_paths(Path(cache_dir) / name):
-            try:
-                shards.verify(path)
-            except DamagedShardError as error:
-                errors.append(error)
-    return errors
+    directories = [Path(cache_dir) / name for name, _ in FeatureStore.provenances(cache_dir)]
+    return shards.find_damaged(path for directory in directories for path in shard_paths(directory))
 
 
 @dataclasses.dataclass(frozen=True)

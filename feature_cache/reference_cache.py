@@ -105,7 +105,7 @@ def _read_all(records: list[ImportedRecord]) -> tuple[dict[str, np.ndarray], dic
     """Returns key → float16 (1, V), all of one width, and reason → names of the files that were left out."""
     features: dict[str, np.ndarray] = {}
     unusable: dict[str, list[str]] = {}
-    for record in progress_bar(records, desc="import", unit="file"):
+    for record in progress_bar(records, desc="import", unit="file", disable=not records):
         try:
             features[record.key] = read_reference_features(record.path)
         except UnusableFileError as error:

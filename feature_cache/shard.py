@@ -15,9 +15,12 @@ name covers every byte, header included; `verify` compares them.
 import dataclasses
 import hashlib
 import json
+import logging
 import mmap
 import os
 import zlib
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +28,8 @@ from safetensors.numpy import save
 
 from feature_cache.keys import KEY_BYTES
 from vla_jax.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 FORMAT = "vla-jax-features-1"
 SUFFIX = ".safetensors"
@@ -219,6 +224,25 @@ def verify(path: Path) -> None:
         # The table says more precisely what is wrong, when it can.
         read_table(path)
         raise DamagedShardError(path, "its content does not match the checksum in its name")
+
+
+def find_damaged(paths: Iterable[Path]) -> list[DamagedShardError]:
+    """Compares every byte of several shards with their names, on all processors; returns one error per damaged one.
+
+    A shard that another process has set aside or removed meanwhile is passed over.
+    """
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
+        return [error for error in threads.map(_damage, paths) if error is not None]
+
+
+def _damage(path: Path) -> DamagedShardError | None:
+    try:
+        verify(path)
+    except DamagedShardError as error:
+        return error
+    except FileNotFoundError:
+        logger.debug("%s has gone", path)
+    return None
 
 
 def _digest(data: bytes) -> str:

@@ -116,6 +116,11 @@ class FeatureStore:
         return len(self._keys)
 
     @property
+    def shard_paths(self) -> list[Path]:
+        """The shards that were opened."""
+        return [table.path for table in self._tables]
+
+    @property
     def keys(self) -> list[str]:
         """All keys, hex, ascending."""
         return shards.unpack_keys(self._keys)

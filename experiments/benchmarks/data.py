@@ -2,7 +2,6 @@
 
 import json
 import os
-import platform
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -16,6 +15,7 @@ from rich.table import Table
 from experiments import cli
 from experiments.benchmarks import feeding_cases
 from experiments.benchmarks.feeding_cases import Case, Rate
+from experiments.benchmarks.timing import machine
 from experiments.console import make_console
 from vla_jax.errors import UserError
 
@@ -69,13 +69,11 @@ def main(arguments: Arguments) -> None:
     threads = arguments.threads or thread_counts(cores)
     console = make_console()
     conditions = {
-        "cores": cores,
-        "machine": platform.processor() or platform.machine(),
+        **machine(),
         "numpy": np.__version__,
         "torch": torch.__version__,
         "devices": [device.device_kind for device in jax.devices()],
         "batch_size": arguments.batch_size,
-        "load_average": os.getloadavg(),
     }
     console.print(conditions)
     rates: list[Rate] = []

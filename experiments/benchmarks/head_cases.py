@@ -12,6 +12,7 @@ import numpy as np
 import optax
 from flax import nnx
 
+from experiments.benchmarks.timing import time_in_turn, timed
 from vla_jax.interop.weights import network_from_weights
 from vla_jax.models import PolicyConfig, PolicyNetwork
 from vla_jax.models.precision import with_dtype
@@ -77,16 +78,9 @@ def run_case(case: str, batch: int, sensor_length: int, settings: Settings) -> l
         sides, flops = _inference_sides(case, module.eval(), network, inputs, settings)
     first, outputs = {}, {}
     for name, call in sides.items():
-        start = time.perf_counter()
-        outputs[name] = call()
-        first[name] = time.perf_counter() - start
+        first[name], outputs[name] = timed(call)
     errors = _errors(case, outputs, LOW_PRECISION_AGREEMENT if settings.on_gpu else AGREEMENT)
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(settings.rounds):
-        for name, call in sides.items():
-            start = time.perf_counter()
-            call()
-            seconds[name].append(time.perf_counter() - start)
+    seconds = time_in_turn(sides, settings.rounds)
     return [
         Timing(
             case=case,

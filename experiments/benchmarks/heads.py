@@ -1,8 +1,6 @@
 """`python -m experiments.benchmarks.heads`: our policy heads and the same in PyTorch, timed side by side."""
 
 import json
-import os
-import platform
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,6 +11,7 @@ from rich.table import Table
 
 from experiments import cli
 from experiments.benchmarks import head_cases
+from experiments.benchmarks.timing import machine
 from vla_jax.errors import UserError
 
 DESCRIPTION = """Builds the full-size heads in JAX and in PyTorch from one set of weights, checks that they agree, and
@@ -63,12 +62,10 @@ def main(arguments: Arguments) -> None:
     console = Console(width=120)
     conditions = {
         "device": jax.devices()[0].device_kind,
-        "cores": os.cpu_count(),
-        "machine": platform.processor() or platform.machine(),
+        **machine(),
         "jax": jax.__version__,
         "torch": torch.__version__,
         "torch_threads": torch.get_num_threads(),
-        "load_average": os.getloadavg(),
         "matmul_gflops": head_cases.matmul_rates(on_gpu),
     }
     console.print(conditions)

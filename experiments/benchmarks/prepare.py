@@ -5,7 +5,6 @@ import io
 import json
 import multiprocessing
 import os
-import platform
 import shutil
 import statistics
 import tempfile
@@ -21,6 +20,7 @@ from rich.table import Table
 
 from experiments import cli
 from experiments.benchmarks.recorded_episodes import SENSOR_FILE, EpisodeShape, write_episodes
+from experiments.benchmarks.timing import machine
 from experiments.console import make_console
 from vla_jax.data.packing import PrepareOptions, prepare
 from vla_jax.errors import UserError
@@ -81,11 +81,9 @@ def main(arguments: Arguments) -> None:
     workers = arguments.workers or len(os.sched_getaffinity(0))
     console = make_console()
     conditions = {
-        "cores": os.cpu_count(),
+        **machine(),
         "workers": workers,
-        "machine": platform.processor() or platform.machine(),
         "numpy": np.__version__,
-        "load_average": os.getloadavg(),
     }
     console.print(conditions)
     results = []

@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from feature_cache.backbone import find_backbone, load_backbone
+from feature_cache.backbone import _default_compute_dtype, find_backbone, load_backbone
 from tests.feature_cache.conftest import random_image
-from tests.feature_cache.test_processor import RECORDS, stock_inputs
+from tests.feature_cache.test_processor import RECORDS, make_stock, stock_inputs
 from vla_jax.errors import UserError
 
 PROMPTS = ["insert", "insert the needle into the red marker", "x"]
@@ -231,6 +231,85 @@ def test_padding_gets_no_weight(backbone_files, backbone):
     (alone,) = backbone.encode([short], provenance)
     for batch, position in ([short, long], 0), ([long, short], 1):
         np.testing.assert_allclose(backbone.encode(batch, provenance)[position], alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_mean_features_equal_the_stock_batch_whatever_its_padding_side(
+    backbone_files, backbone, records, side
+):
+    """The stock processor pads the batch on either side; the mean is over what its mask leaves."""
+    stock = make_stock(backbone.processor)
+    stock.tokenizer.padding_side = side
+    texts = [
+        stock.apply_chat_template(
+            backbone.processor.messages(prompt, len(images)), tokenize=False, add_generation_prompt=True
+        )
+        for prompt, images in records
+    ]
+    images = [image for _, images in records for image in images]
+    inputs = stock(text=texts, images=images, padding=True, return_tensors="pt")
+    mask = inputs["attention_mask"]
+    padded = mask[:, 0 if side == "left" else -1] == 0
+    assert padded.sum() == len(records) - 1
+    with torch.inference_mode():
+        hidden = backbone.model.model(**inputs, use_cache=False).last_hidden_state
+    expected = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+    batch = [backbone.processor.prepare(*record) for record in records]
+    features = backbone.encode(batch, backbone_files.provenance(pooling="mean"))
+    np.testing.assert_allclose(np.concatenate(features), expected.numpy(), atol=1e-5)
+
+
+@pytest.fixture
+def refused_attention(monkeypatch):
+    """Returns a set of attention implementations that `from_pretrained` refuses, and a list of those tried."""
+    import transformers
+
+    refused, tried = set(), []
+    load = transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained
+
+    def from_pretrained(*arguments, attn_implementation, **options):
+        tried.append(attn_implementation)
+        if attn_implementation in refused:
+            raise ImportError(f"{attn_implementation} is not here")
+        return load(*arguments, attn_implementation=attn_implementation, **options)
+
+    monkeypatch.setattr(
+        transformers.Qwen2_5_VLForConditionalGeneration, "from_pretrained", staticmethod(from_pretrained)
+    )
+    return refused, tried
+
+
+def test_attention_falls_back_with_a_message(
+    backbone_files, backbone, records, refused_attention, monkeypatch, caplog
+):
+    refused, tried = refused_attention
+    monkeypatch.setattr("feature_cache.backbone._flash_attention_usable", lambda device, dtype: True)
+    refused.update(("flash_attention_2", "sdpa"))
+    eager = load_backbone(backbone_files, device="cpu")
+    assert tried == ["flash_attention_2", "sdpa", "eager"]
+    assert "attention flash_attention_2 is not available (flash_attention_2 is not here)" in caplog.text
+    provenance = backbone_files.provenance(pooling="mean")
+    batch = [backbone.processor.prepare(*record) for record in records]
+    for ours, usual in zip(eager.encode(batch, provenance), backbone.encode(batch, provenance), strict=True):
+        np.testing.assert_allclose(ours, usual, atol=1e-5)
+    refused.add("eager")
+    with pytest.raises(
+        UserError, match="none of the attention implementations flash_attention_2, sdpa, eager"
+    ):
+        load_backbone(backbone_files, device="cpu")
+
+
+def test_flash_attention_is_not_tried_on_a_cpu(backbone_files, refused_attention):
+    load_backbone(backbone_files, device="cpu")
+    assert refused_attention[1] == ["sdpa"]
+
+
+@pytest.mark.parametrize(("supported", "expected"), [(True, "bfloat16"), (False, "float32")])
+def test_the_compute_type_suits_the_device(monkeypatch, caplog, supported, expected):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **options: supported)
+    assert _default_compute_dtype("cpu") == "float32"
+    assert _default_compute_dtype("cuda:1") == expected
+    assert ("cuda:1 does not compute in bfloat16; using float32" in caplog.text) == (not supported)
 
 
 def test_importing_the_readers_imports_no_torch():

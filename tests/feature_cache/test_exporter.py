@@ -1,17 +1,21 @@
 import os
 import signal
-import types
+import threading
 
 import numpy as np
 import pytest
 import torch
 
 from feature_cache import exporter
-from feature_cache.exporter import encode_within_memory, export
+from feature_cache.backbone import Backbone
+from feature_cache.export_progress import SharedProgress
+from feature_cache.exporter import export
+from feature_cache.memory_limit import encode_within_memory
 from feature_cache.store import FeatureStore, shard_paths
 from feature_cache.work import make_work, read_images
 from tests.feature_cache.conftest import random_image
 from vla_jax.errors import UserError
+from vla_jax.progress import progress_bar
 
 
 @pytest.fixture
@@ -53,6 +57,16 @@ def test_what_is_there_is_skipped_without_loading_the_backbone(tmp_path, backbon
     monkeypatch.setattr(exporter, "load_backbone", lambda *a, **k: pytest.fail("loaded"))
     summary = export_all(backbone_files, work, tmp_path)
     assert (summary.num_written, summary.num_present) == (0, 12)
+
+
+def test_a_rank_whose_share_is_done_does_not_load_the_backbone(tmp_path, backbone_files, work, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    done = export_all(backbone_files, work, tmp_path).num_written
+    monkeypatch.setattr(exporter, "load_backbone", lambda *a, **k: pytest.fail("loaded"))
+    summary = export_all(backbone_files, work, tmp_path)
+    assert (summary.num_written, summary.num_present, summary.num_left) == (0, done, 0)
+    assert summary.num_elsewhere == 12 - done
 
 
 def test_a_larger_work_list_adds_only_what_is_new(tmp_path, backbone_files, work):
@@ -148,32 +162,95 @@ def test_a_changed_image_stops_the_export_but_keeps_what_is_encoded(tmp_path, ba
     assert 0 < len(store) < 12
 
 
-def fake_backbone(capacity):
-    def encode(records, provenance):
-        if len(records) > capacity:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return [np.full((1, 2), record) for record in records]
+@pytest.fixture
+def bars(monkeypatch):
+    """The progress bars of the exports, after their end."""
+    made = []
 
-    return types.SimpleNamespace(encode=encode, device=torch.device("cpu"))
+    def make(**options):
+        made.append(progress_bar(**options))
+        return made[-1]
 
-
-@pytest.mark.parametrize("capacity", [1, 3, 100])
-def test_batches_are_halved_until_they_fit(capacity):
-    features = encode_within_memory(fake_backbone(capacity), list(range(7)), None)
-    np.testing.assert_array_equal([array[0, 0] for array in features], range(7))
+    monkeypatch.setattr(exporter, "progress_bar", make)
+    return made
 
 
-def test_a_single_record_too_large_is_one_line():
-    with pytest.raises(UserError, match="single record of 5 tokens; use a smaller --image-size"):
-        encode_within_memory(fake_backbone(0), [types.SimpleNamespace(tokens=np.zeros(5))], None)
+def test_the_first_rank_shows_the_progress_of_all(
+    tmp_path, backbone_files, backbone, work, monkeypatch, bars, capfd
+):
+    """The other rank runs to its end while the first is in its first batch."""
+    encode, others = encode_within_memory, []
+
+    def with_other_rank(*arguments):
+        if not others:
+            others.append(None)
+            monkeypatch.setenv("RANK", "1")
+            others[0] = export_all(backbone_files, work, tmp_path)
+        return encode(*arguments)
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setattr(exporter, "encode_within_memory", with_other_rank)
+    monkeypatch.setattr(exporter, "_LOOK_SECONDS", 0.0)
+    first = export_all(backbone_files, work, tmp_path)
+    assert first.num_written + others[0].num_written == 12
+    assert (first.num_elsewhere, others[0].num_elsewhere) == (0, first.num_written)
+    shown, hidden = bars
+    assert (shown.n, shown.total) == (12, 12)
+    assert hidden.n == 0
+    assert "export, 2 ranks: 100%" in capfd.readouterr().err
 
 
-def test_other_errors_of_the_backbone_are_not_hidden():
-    def encode(records, provenance):
-        raise RuntimeError("shapes do not match")
+def test_what_is_there_is_not_part_of_the_progress(tmp_path, backbone_files, work, bars):
+    provenance, items = work
+    export_all(backbone_files, (provenance, items[:5]), tmp_path)
+    export_all(backbone_files, work, tmp_path)
+    assert [(bar.n, bar.total) for bar in bars] == [(5, 5), (7, 7)]
 
-    with pytest.raises(RuntimeError, match="shapes do not match"):
-        encode_within_memory(types.SimpleNamespace(encode=encode), [1, 2], None)
+
+def test_a_damaged_shard_of_another_rank_counts_as_not_done(tmp_path, backbone_files, work):
+    provenance, items = work
+    export_all(backbone_files, (provenance, items[:5]), tmp_path)
+    directory = tmp_path / provenance.name()
+    progress = SharedProgress(directory, [item.key for item in items], [])
+    progress.look()
+    assert (progress.num_done, progress.total) == (5, 12)
+    (path,) = shard_paths(directory)
+    path.write_bytes(path.read_bytes()[:100])
+    progress = SharedProgress(directory, [item.key for item in items], [])
+    progress.look()
+    assert progress.num_done == 0
+
+
+def test_batches_are_put_together_ahead_by_the_decoders(tmp_path, backbone_files, work, monkeypatch):
+    collate, makers = Backbone.collate, []
+
+    def noted(backbone, records):
+        makers.append(threading.current_thread())
+        return collate(backbone, records)
+
+    monkeypatch.setattr(Backbone, "collate", noted)
+    export_all(backbone_files, work, tmp_path)
+    assert len(makers) > 1
+    assert threading.main_thread() not in makers
+
+
+def test_the_model_leaves_a_processor_to_the_decoders_while_it_runs(
+    tmp_path, backbone_files, work, monkeypatch
+):
+    encode, threads = encode_within_memory, []
+
+    def counted(*arguments):
+        threads.append(torch.get_num_threads())
+        return encode(*arguments)
+
+    usual = torch.get_num_threads()
+    monkeypatch.setattr(exporter, "encode_within_memory", counted)
+    monkeypatch.setattr(exporter.os, "cpu_count", lambda: 2)
+    summary = export_all(backbone_files, work, tmp_path)
+    assert set(threads) == {1}
+    assert torch.get_num_threads() == usual
+    assert 0 < summary.busy_share <= 1
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate"])

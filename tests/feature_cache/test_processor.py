@@ -18,10 +18,14 @@ class StockProcessor(Qwen2_5_VLProcessor):
         ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
 
 
-def stock_inputs(processor, prompt, images):
-    stock = StockProcessor(
+def make_stock(processor):
+    return StockProcessor(
         processor.image_processor, processor.tokenizer, chat_template=processor.chat_template
     )
+
+
+def stock_inputs(processor, prompt, images):
+    stock = make_stock(processor)
     text = stock.apply_chat_template(
         processor.messages(prompt, len(images)), tokenize=False, add_generation_prompt=True
     )

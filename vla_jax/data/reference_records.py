@@ -14,8 +14,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
-import numpy as np
-
 from feature_cache.keys import Provenance, record_key
 from vla_jax.data.features import record_keys
 from vla_jax.data.packed import PackedDataset
@@ -116,12 +114,8 @@ class _PictureFinder:
     def _windows_rows(self, episode: int, index: int) -> list[int]:
         return [rows[min(index, len(rows) - 1)] for rows in self._view_rows(episode)]
 
-    def _view_rows_of(self, episode: int) -> list[np.ndarray]:
+    def _view_rows_of(self, episode: int) -> list[range]:
         """Returns the image rows of each view of a `windows` episode, views and pictures in their order."""
         raw = self._dataset.raw_episodes[episode]
-        rows = np.arange(raw["image_start"], raw["image_stop"])
-        starts = self._dataset.array("image_start")[raw["image_start"] : raw["image_stop"] + 1]
-        text = self._dataset.array("image_path")[starts[0] : starts[-1]].tobytes()
-        paths = [text[a - starts[0] : b - starts[0]].decode() for a, b in itertools.pairwise(starts.tolist())]
-        view_of_row = np.array([path.split("/")[-2] for path in paths])
-        return [rows[view_of_row == view] for view in raw["views"]]
+        bounds = itertools.accumulate(raw["images_per_view"], initial=raw["image_start"])
+        return [range(start, stop) for start, stop in itertools.pairwise(bounds)]
