@@ -12,8 +12,9 @@ STAMP := $(VENV)/installed-$(subst $(comma),-,$(EXTRAS))
 # Pinned versions for the CPU; a CUDA build of JAX chooses its own.
 CONSTRAINTS := $(if $(EXTRA),,-c constraints.txt)
 
-# A file's tests share what they compiled, so a file stays in one process.
-PYTEST_WORKERS := -n auto --maxprocesses 8 --dist loadfile
+# A file's tests share what they compiled, so a file stays in one process. In their own order the commands' tests,
+# few and slow, come first, and no worker is left alone with them at the end.
+PYTEST_WORKERS := -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 .PHONY: install demo test test-slow lint format clean
 

@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import json
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from rich.table import Table
 
 from experiments import cli
 from experiments.benchmarks import cache_cases
-from experiments.benchmarks.timing import machine
+from experiments.benchmarks.timing import machine, scratch_folder
 from experiments.console import make_console
 from feature_cache.processor import parse_image_size
 from feature_cache.tiny_backbone import write_tiny_backbone
@@ -71,8 +70,6 @@ def main(arguments: Arguments) -> None:
         import torch
     except ImportError as error:
         raise UserError("the benchmark needs torch: pip install 'vla-jax[export]'") from error
-    if arguments.scratch is not None and not arguments.scratch.is_dir():
-        raise UserError(f"{arguments.scratch}: no such directory")
     console = make_console()
     conditions = {
         **machine(),
@@ -82,9 +79,9 @@ def main(arguments: Arguments) -> None:
     console.print(conditions)
     timings: list[cache_cases.Timing] = []
     details: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory(dir=arguments.scratch, prefix="benchmark-") as temporary:
+    with scratch_folder(arguments.scratch) as temporary:
         for case in arguments.cases:
-            found, details[case] = run_case(case, arguments, Path(temporary))
+            found, details[case] = run_case(case, arguments, temporary)
             timings += found
     console.print(details)
     console.print(result_table(timings))

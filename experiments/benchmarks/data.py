@@ -2,7 +2,6 @@
 
 import json
 import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from rich.table import Table
 from experiments import cli
 from experiments.benchmarks import feeding_cases
 from experiments.benchmarks.feeding_cases import Case, Rate
-from experiments.benchmarks.timing import machine
+from experiments.benchmarks.timing import machine, scratch_folder
 from experiments.console import make_console
 from vla_jax.errors import UserError
 
@@ -79,18 +78,16 @@ def main(arguments: Arguments) -> None:
     rates: list[Rate] = []
     memory: dict[int, int | None] = {}
     opening: dict[int, tuple[float, float]] = {}
-    with tempfile.TemporaryDirectory(dir=arguments.scratch, prefix="benchmark-") as scratch:
+    with scratch_folder(arguments.scratch) as scratch:
         for steps in arguments.sensor_lengths:
             console.print(f"{steps} sensor samples: writing and packing {arguments.episodes} episodes …")
-            case = feeding_cases.make_case(
-                Path(scratch) / str(steps), steps, arguments.episodes, arguments.seconds
-            )
+            case = feeding_cases.make_case(scratch / str(steps), steps, arguments.episodes, arguments.seconds)
             rates += measure(case, arguments, threads, arguments.reference_workers or cores)
             memory[steps] = feeding_cases.peak_resident_bytes(
                 case, batch_size=arguments.batch_size, threads=threads[0], num_batches=30
             )
         for number in arguments.opened:
-            opening[number] = feeding_cases.opening_seconds(Path(scratch) / f"open-{number}", number)
+            opening[number] = feeding_cases.opening_seconds(scratch / f"open-{number}", number)
     console.print(rates_table(rates))
     console.print(opening_table(opening))
     for steps, peak in memory.items():

@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import shutil
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -20,7 +19,7 @@ from rich.table import Table
 
 from experiments import cli
 from experiments.benchmarks.recorded_episodes import SENSOR_FILE, EpisodeShape, write_episodes
-from experiments.benchmarks.timing import machine
+from experiments.benchmarks.timing import machine, scratch_folder
 from experiments.console import make_console
 from vla_jax.data.packing import PrepareOptions, prepare
 from vla_jax.errors import UserError
@@ -87,10 +86,10 @@ def main(arguments: Arguments) -> None:
     }
     console.print(conditions)
     results = []
-    with tempfile.TemporaryDirectory(dir=arguments.scratch, prefix="benchmark-") as scratch:
+    with scratch_folder(arguments.scratch) as scratch:
         for name, compressed in (("uncompressed", False), ("compressed", True)):
             console.print(f"writing {arguments.episodes} {name} episodes …")
-            root = Path(scratch) / name
+            root = scratch / name
             shape = EpisodeShape(seconds=arguments.seconds, compressed=compressed)
             folders = write_episodes(root, arguments.episodes, shape)
             results.append(measure(name, root, folders, workers, arguments.rounds))

@@ -1,10 +1,19 @@
-"""The clock of the benchmarks: sides in turn, so that what else the machine does falls on all of them alike."""
+"""What the benchmarks share: a clock for sides in turn, the machine's description, a place for what they write.
 
+Sides are timed in turn, so that what else the machine does falls on all of them alike.
+"""
+
+import contextlib
 import os
 import platform
+import re
+import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
+
+from vla_jax.errors import UserError
 
 
 def timed(call: Callable[[], Any]) -> tuple[float, Any]:
@@ -26,7 +35,27 @@ def time_in_turn(sides: Mapping[str, Callable[[], Any]], rounds: int) -> dict[st
 def machine() -> dict[str, Any]:
     """Returns what a figure depends on: the processors that may be used, and how busy they are now."""
     return {
-        "machine": platform.processor() or platform.machine(),
+        "machine": _processor(),
         "cores": len(os.sched_getaffinity(0)),
         "load_average": os.getloadavg(),
     }
+
+
+def _processor() -> str:
+    """Returns the processor's name; Python itself knows only the architecture on Linux."""
+    information = Path("/proc/cpuinfo")
+    named = re.search(r"model name\s*:\s*(.+)", information.read_text()) if information.is_file() else None
+    return named[1] if named else platform.processor() or platform.machine()
+
+
+@contextlib.contextmanager
+def scratch_folder(parent: Path | None) -> Iterator[Path]:
+    """Makes a folder for what a benchmark writes, in `parent` or where temporary files go, and removes it afterwards.
+
+    Raises:
+        UserError: `parent` is no directory.
+    """
+    if parent is not None and not parent.is_dir():
+        raise UserError(f"{parent}: no such directory; --scratch names one that exists")
+    with tempfile.TemporaryDirectory(dir=parent, prefix="vla-jax-benchmark-") as folder:
+        yield Path(folder)

@@ -4,10 +4,8 @@ PyTorch."""
 import dataclasses
 import json
 import os
-import platform
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +19,7 @@ from rich.table import Table
 from experiments import cli
 from experiments.benchmarks.head_cases import Size, policy_config
 from experiments.benchmarks.recorded_episodes import EpisodeShape, write_episodes
+from experiments.benchmarks.timing import scratch_folder
 from feature_cache.keys import Provenance
 from feature_cache.store import ShardWriter
 from vla_jax import config_json
@@ -142,8 +141,7 @@ def main(arguments: Arguments) -> None:
     console = Console(width=130)
     conditions = {
         "device": machine.kind,
-        "cores": os.cpu_count(),
-        "machine": platform.processor() or platform.machine(),
+        **machine(),
         "jax": jax.__version__,
         "torch": torch.__version__,
         "load_average": os.getloadavg(),
@@ -156,8 +154,7 @@ def main(arguments: Arguments) -> None:
     console.print(conditions)
     timings: list[Timing] = []
     scaling: list[Scaling] = []
-    with tempfile.TemporaryDirectory(dir=arguments.scratch, prefix="vla-jax-benchmark-") as scratch:
-        root = Path(scratch)
+    with scratch_folder(arguments.scratch) as root:
         for length in arguments.sensor_lengths:
             console.print(f"writing {arguments.episodes} episodes with windows of {length} rows …")
             vl_dim = policy_config("diffusion", length, arguments.size).vl_dim

@@ -198,7 +198,7 @@ class BatchLoader:
         seed: int,
         share: ProcessShare = ProcessShare(),
         resident: Collection[str] = (),
-        num_threads: int = 1,
+        num_threads: int = 2,
         prefetch: int = 4,
         source_weights: Mapping[str, float] | None = None,
     ) -> None:

@@ -32,8 +32,8 @@ def describe_state(state: TrainState) -> str:
     leaves = jax.tree.leaves(state)
     held = sum(leaf.addressable_shards[0].data.nbytes for leaf in leaves)
     return (
-        f"{_count(sum(parts.values()))} parameters ({listed}); parameters, average and optimizer hold "
-        f"{_megabytes(held)} on each device"
+        f"{_count(sum(parts.values()))} parameters ({listed}); with average and optimizer {_megabytes(held)} "
+        "on each device"
     )
 
 
