@@ -1,9 +1,11 @@
 """Running the project's commands as a user does: in their own process, looking at what they print."""
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -29,6 +31,21 @@ def run_command(
     done = subprocess.CompletedProcess(process.args, process.returncode, output, errors)
     assert done.returncode == status, f"{name} ended with {done.returncode}:\n{output}\n{errors}"
     return done
+
+
+def run_on_eight_devices(script: str, *arguments: object) -> Any:
+    """Runs Python code in a process with eight simulated devices; returns the JSON that its last line prints."""
+    devices = "--xla_force_host_platform_device_count=8"
+    done = subprocess.run(
+        [sys.executable, "-c", script, *map(str, arguments)],
+        env=os.environ | {"XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {devices}", "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def error_line(done: subprocess.CompletedProcess) -> str:

@@ -1,14 +1,12 @@
 """kill -9 at twenty moments of one training: it ends with the bits of one that was never disturbed."""
 
-import json
 import random
 import time
-import warnings
 
 import numpy as np
 import pytest
-from orbax.checkpoint import v1 as ocp
 
+from tests.checkpoints import checkpoint_arrays, logged_lines
 from tests.commands import run_command, start_command
 from tests.vla_jax.evaluation.workspace import make_workspace
 from vla_jax.training.checkpoint import CHECKPOINTS, checkpoint_steps
@@ -19,29 +17,12 @@ NUM_KILLS, NUM_IN_SAVES = 20, 7
 TIMEOUT_S = 300
 
 
-def arrays(run, step):
-    """Everything a checkpoint holds, as numpy arrays by name."""
-    with warnings.catch_warnings():
-        # Restored as saved, on the same device: no sharding needs to be given.
-        warnings.filterwarnings("ignore", "Sharding info not provided")
-        loaded = ocp.load_checkpointables((run / CHECKPOINTS / str(step)).absolute())
-    return {
-        f"{item}/{name}": np.asarray(value)
-        for item in ("params", "ema_params", "statistics", "optimizer", "normaliser")
-        for name, value in loaded[item].items()
-    }
-
-
-def logged(run):
-    """All that a run has logged, apart from times; without the line that a killed process did not finish."""
-    lines = []
-    for line in (run / "metrics.jsonl").read_text().split("\n")[:-1]:
-        lines.append({k: v for k, v in json.loads(line).items() if not k.startswith("time/")})
-    return lines
-
-
 def newest_step(run):
-    return max((line["step"] for line in logged(run)), default=0) if (run / "metrics.jsonl").exists() else 0
+    return (
+        max((line["step"] for line in logged_lines(run)), default=0)
+        if (run / "metrics.jsonl").exists()
+        else 0
+    )
 
 
 def identity(run):
@@ -103,8 +84,8 @@ def test_twenty_kills_leave_no_trace(tmp_path):
     assert killed_in_saves
     run_command(*arguments(disturbed))
     assert not unfinished(disturbed)
-    expected, result = arrays(undisturbed, STEPS), arrays(disturbed, STEPS)
+    expected, result = checkpoint_arrays(undisturbed, STEPS), checkpoint_arrays(disturbed, STEPS)
     assert expected.keys() == result.keys()
     for name, value in expected.items():
         np.testing.assert_array_equal(result[name], value, err_msg=name)
-    assert logged(disturbed) == logged(undisturbed)
+    assert logged_lines(disturbed) == logged_lines(undisturbed)

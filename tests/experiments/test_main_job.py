@@ -4,12 +4,11 @@ import json
 import shutil
 import signal
 import time
-import warnings
 
 import numpy as np
 import pytest
-from orbax.checkpoint import v1 as ocp
 
+from tests.checkpoints import checkpoint_arrays, logged_lines
 from tests.commands import error_line, run_command, start_command
 from vla_jax.training.checkpoint import CHECKPOINTS, checkpoint_steps
 
@@ -43,22 +42,8 @@ def train(workspace, run, *options, status=0):
     )
 
 
-def checkpoint_arrays(run, step):
-    """Everything a checkpoint holds, as numpy arrays by name."""
-    with warnings.catch_warnings():
-        # Restored as saved, on the same device: no sharding needs to be given.
-        warnings.filterwarnings("ignore", "Sharding info not provided")
-        loaded = ocp.load_checkpointables((run / CHECKPOINTS / str(step)).absolute())
-    return {
-        f"{item}/{name}": np.asarray(value)
-        for item in ("params", "ema_params", "statistics", "optimizer", "normaliser")
-        for name, value in loaded[item].items()
-    }
-
-
 def logged_losses(run):
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return {line["step"]: line["train/loss"] for line in lines if "train/loss" in line}
+    return {line["step"]: line["train/loss"] for line in logged_lines(run) if "train/loss" in line}
 
 
 @pytest.mark.parametrize(

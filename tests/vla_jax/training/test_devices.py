@@ -1,11 +1,10 @@
 """Eight simulated devices give one device's losses, and split what they hold."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
+
+from tests.commands import run_on_eight_devices
 
 SCRIPT = """
 import dataclasses, json, sys
@@ -89,23 +88,6 @@ train(
 )
 print(json.dumps({"moved": losses(root / "moved"), "stayed": losses(root / "stayed")}))
 """
-
-
-def run_on_eight_devices(script, *arguments):
-    environment = os.environ | {
-        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8",
-        "JAX_PLATFORMS": "cpu",
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", script, *map(str, arguments)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def assert_equal_losses(runs, meshes):

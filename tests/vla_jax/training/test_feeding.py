@@ -2,9 +2,6 @@
 
 import dataclasses
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -13,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.commands import run_on_eight_devices
 from tests.vla_jax.evaluation.workspace import make_workspace
 from vla_jax.data import FeatureTable, make_batch
 from vla_jax.errors import UserError
@@ -113,19 +111,7 @@ def compare_on_eight_devices(root):
 
 
 def test_a_stream_split_over_eight_devices_gives_the_same_windows(tmp_path):
-    environment = os.environ | {
-        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, tmp_path],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout.splitlines()[-1]) == {"compared": 96}
+    assert run_on_eight_devices(SCRIPT, tmp_path) == {"compared": 96}
 
 
 @given(
