@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from rich.table import Table
 from experiments import cli
 from experiments.benchmarks.head_cases import Size, policy_config
 from experiments.benchmarks.recorded_episodes import EpisodeShape, write_episodes
-from experiments.benchmarks.timing import scratch_folder
+from experiments.benchmarks.timing import machine, scratch_folder
 from feature_cache.keys import Provenance
 from feature_cache.store import ShardWriter
 from vla_jax import config_json
@@ -81,7 +82,7 @@ class Arguments:
 
 
 @dataclass(frozen=True)
-class Machine:
+class Accelerators:
     """JAX's devices here. backend: cpu, gpu or tpu; kind: what they are called; count: how many."""
 
     backend: str
@@ -130,8 +131,8 @@ def main(arguments: Arguments) -> None:
     for name in ("updates", "episodes", "device_updates"):
         if getattr(arguments, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1")
-    machine = look_at_devices()
-    on_gpu = machine.backend == "gpu"
+    accelerators = look_at_devices()
+    on_gpu = accelerators.backend == "gpu"
     if on_gpu and not torch.cuda.is_available():
         raise UserError("JAX sees a GPU and PyTorch does not; install a CUDA build of torch")
     # The device's memory belongs to the processes that are timed, not to this one.
@@ -140,11 +141,10 @@ def main(arguments: Arguments) -> None:
     workers = min(8, os.cpu_count() or 1) if arguments.workers is None else arguments.workers
     console = Console(width=130)
     conditions = {
-        "device": machine.kind,
+        "device": accelerators.kind,
         **machine(),
         "jax": jax.__version__,
         "torch": torch.__version__,
-        "load_average": os.getloadavg(),
         "batch_size": batch_size,
         "workers": workers,
         "size": arguments.size,
@@ -175,7 +175,7 @@ def main(arguments: Arguments) -> None:
             small = make_workspace(
                 root / "devices", arguments, length, policy_config("diffusion", length, "small").vl_dim
             )
-            scaling = compare_devices(arguments, small, length, root, console, machine.count)
+            scaling = compare_devices(arguments, small, length, root, console, accelerators.count)
     console.print(timing_table(timings))
     if scaling:
         console.print(scaling_table(scaling))
@@ -188,7 +188,7 @@ def main(arguments: Arguments) -> None:
         arguments.out.write_text(json.dumps(figures, indent=2))
 
 
-def look_at_devices() -> Machine:
+def look_at_devices() -> Accelerators:
     """Asks a process that ends at once, so that this one holds no device's memory."""
     script = (
         "import json, jax; here = jax.local_devices(); "
@@ -198,7 +198,7 @@ def look_at_devices() -> Machine:
     done = subprocess.run(
         [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
     )
-    return Machine(*json.loads(done.stdout.splitlines()[-1]))
+    return Accelerators(*json.loads(done.stdout.splitlines()[-1]))
 
 
 def make_workspace(root: Path, arguments: Arguments, length: int, vl_dim: int) -> Workspace:

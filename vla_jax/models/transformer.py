@@ -66,7 +66,7 @@ class MultiHeadAttention(nnx.Module):
         mask: Bool[Array, "b s"] | None = None,
         *,
         key: DropoutKey = None,
-    ) -> Float[Array, "b #t e"]:
+    ) -> Float[Array, "b #t e"]:  # noqa: F821 (a shape)
         """Attends from `query` to the `memory` tokens where `mask` holds.
 
         A single unmasked memory token has weight one whatever the query: neither queries nor keys are computed,

@@ -64,11 +64,19 @@ def train_step(
     parts = config.grad_accum_steps
     # Part i takes rows i, i + parts, …: each part stays spread over all devices.
     split = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), (inputs, weights))
-    zeros = jax.tree.map(jnp.zeros_like, state.params)
-    (statistics, loss, gradient), _ = jax.lax.scan(
-        accumulate, (state.statistics, jnp.zeros(()), zeros), (*split, jax.random.split(dropout_key, parts))
-    )
-    loss, gradient = jax.tree.map(lambda x: x / parts, (loss, gradient))
+    keys = jax.random.split(dropout_key, parts)
+    if parts == 1:
+        # Without a sum, which would pass over the whole gradient once more.
+        part_inputs, part_weights = jax.tree.map(lambda x: x[0], split)
+        (loss, statistics), gradient = jax.value_and_grad(loss_of, has_aux=True)(
+            state.params, state.statistics, part_inputs, part_weights, keys[0]
+        )
+    else:
+        zeros = jax.tree.map(jnp.zeros_like, state.params)
+        (statistics, loss, gradient), _ = jax.lax.scan(
+            accumulate, (state.statistics, jnp.zeros(()), zeros), (*split, keys)
+        )
+        loss, gradient = jax.tree.map(lambda x: x / parts, (loss, gradient))
 
     updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -82,8 +90,6 @@ def train_step(
     metrics = {
         "train/loss": loss,
         "train/gradient_norm": optax.tree.norm(gradient),
-        "train/update_norm": optax.tree.norm(updates),
-        "train/parameter_norm": optax.tree.norm(params),
         "train/learning_rate": make_schedule(config.optimizer, "expert", config.steps)(state.step),
     }
     return new_state, metrics
