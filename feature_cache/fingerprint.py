@@ -12,6 +12,8 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+from vla_jax.replacing import replace_text
+
 # A file changed within this time may change again without a new time stamp, so it is not remembered yet.
 _SETTLED_SECONDS = 2.0
 
@@ -57,6 +59,4 @@ def _write_memory(memory: dict[str, str]) -> None:
     # Without a writable home the digests are computed each time.
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}")
-        temporary.write_text(json.dumps(memory, indent=1), encoding="utf-8")
-        os.replace(temporary, path)
+        replace_text(path, json.dumps(memory, indent=1))

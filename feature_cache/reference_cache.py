@@ -15,6 +15,7 @@ from feature_cache.exporter import open_checked
 from feature_cache.keys import Provenance
 from feature_cache.store import ShardWriter
 from vla_jax.errors import UserError
+from vla_jax.optional_torch import import_torch
 from vla_jax.progress import progress_bar
 
 UNREADABLE = "unreadable"
@@ -70,10 +71,7 @@ def import_features(
     Raises:
         UserError: torch is missing; the cache has other features under the same keys, or of another width.
     """
-    try:
-        import torch  # noqa: F401
-    except ImportError as error:
-        raise UserError("reading PyTorch files needs torch: pip install 'vla-jax[export]'") from error
+    import_torch("reading PyTorch files")
     features, unusable = _read_all(records)
     if not features:
         return ImportSummary(0, 0, unusable)

@@ -16,6 +16,7 @@ from experiments.console import make_console
 from feature_cache.processor import parse_image_size
 from feature_cache.tiny_backbone import write_tiny_backbone
 from vla_jax.errors import UserError
+from vla_jax.optional_torch import import_torch
 
 DESCRIPTION = """Times, turn by turn and in one process: the export of mean-pooled features beside the reference's
 loop (one record at a time, decoding and model one after the other, one file per record, memory emptied after each);
@@ -66,10 +67,7 @@ def main(arguments: Arguments) -> None:
             raise UserError(f"{name} is {getattr(arguments, name)}; it must be at least 1")
     if min(arguments.read_records, arguments.records) < arguments.gather:
         raise UserError(f"a gather of {arguments.gather} needs as many records to choose from")
-    try:
-        import torch
-    except ImportError as error:
-        raise UserError("the benchmark needs torch: pip install 'vla-jax[export]'") from error
+    torch = import_torch("the benchmark")
     console = make_console()
     conditions = {
         **machine(),

@@ -17,6 +17,7 @@ from experiments.benchmarks.feeding_cases import Case, Rate
 from experiments.benchmarks.timing import machine, scratch_folder
 from experiments.console import make_console
 from vla_jax.errors import UserError
+from vla_jax.optional_torch import import_torch
 
 DESCRIPTION = """Records made-up episodes of the lab's sizes, packs them, and times from the page cache how many
 training samples a second come: fed as training is (by 1 to N threads), as plain numpy copies of the same batches from
@@ -58,10 +59,7 @@ class Arguments:
 
 def main(arguments: Arguments) -> None:
     """Times every case and prints the tables."""
-    try:
-        import torch
-    except ImportError as error:
-        raise UserError("the benchmark needs torch: pip install 'vla-jax[export]'") from error
+    torch = import_torch("the benchmark")
     if min(arguments.episodes, arguments.batch_size, *arguments.sensor_lengths) < 1:
         raise UserError("--episodes, --batch-size and --sensor-lengths must be at least 1")
     cores = len(os.sched_getaffinity(0))

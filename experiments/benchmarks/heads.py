@@ -13,6 +13,7 @@ from experiments import cli
 from experiments.benchmarks import head_cases
 from experiments.benchmarks.timing import machine
 from vla_jax.errors import UserError
+from vla_jax.optional_torch import import_torch
 
 DESCRIPTION = """Builds the full-size heads in JAX and in PyTorch from one set of weights, checks that they agree, and
 times both in one process, turn by turn: the training step (forward, backward, clip, AdamW) and inference (regression,
@@ -49,10 +50,7 @@ def main(arguments: Arguments) -> None:
     """Times every case and prints the table."""
     if arguments.rounds < 1:
         raise UserError(f"rounds is {arguments.rounds}; it must be at least 1")
-    try:
-        import torch
-    except ImportError as error:
-        raise UserError("the benchmark needs torch: pip install 'vla-jax[export]'") from error
+    torch = import_torch("the benchmark")
     on_gpu = jax.default_backend() == "gpu"
     if on_gpu and not torch.cuda.is_available():
         raise UserError(

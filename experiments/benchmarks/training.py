@@ -28,8 +28,10 @@ from vla_jax.data import FeatureTable, PackedDataset
 from vla_jax.data.features import record_keys
 from vla_jax.data.packing import PrepareOptions, prepare
 from vla_jax.errors import UserError
+from vla_jax.optional_torch import import_torch
 from vla_jax.training.config import TrainConfig
-from vla_jax.training.history import RATE, WAITING, read_history
+from vla_jax.training.history import read_history
+from vla_jax.training.log_window import LOSS, RATE, WAITING
 from vla_jax.training.recipes import make_config
 
 DESCRIPTION = """Trains one network, with the same loss and optimizer, on the same episodes in several ways, each in
@@ -124,10 +126,7 @@ class Workspace:
 
 def main(arguments: Arguments) -> None:
     """Times every side of every case and prints the tables."""
-    try:
-        import torch
-    except ImportError as error:
-        raise UserError("the benchmark needs torch: pip install 'vla-jax[export]'") from error
+    torch = import_torch("the benchmark")
     for name in ("updates", "episodes", "device_updates"):
         if getattr(arguments, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1")
@@ -347,7 +346,7 @@ def compare_devices(
             options = ("--devices", str(devices), "--fsdp", str(fsdp))
             console.print(f"{devices} device(s), fsdp {fsdp} …")
             history = read_history(train_ours(config, workspace, root, *options, **environment))
-            losses = history.curves["train/loss"].values
+            losses = history.curves[LOSS].values
             expected = losses if expected is None else expected
             rates = history.curves[RATE]
             rate = float(np.median(rates.values[rates.steps > WARM_UP]))

@@ -10,9 +10,9 @@ import numpy as np
 from vla_jax.drawing import BLUE, GREEN, GREY, ORANGE, new_figure, png
 from vla_jax.report_page import NOT_DEFINED, Cell, ReportFigure, figure, number, page, section, table
 from vla_jax.training.checkpoint import BEST_METRIC
-from vla_jax.training.history import WAITING, RunHistory, validation_names
+from vla_jax.training.history import RunHistory, validation_names
+from vla_jax.training.log_window import LOSS, WAITING
 
-LOSS = "train/loss"
 COLOURS = (BLUE, ORANGE, GREEN, "#dc2626", "#7c3aed", "#0891b2", "#be185d", "#65a30d", GREY)
 LINES = ("-", "--", ":", "-.")
 MARKED_POINTS = 40

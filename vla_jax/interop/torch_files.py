@@ -12,6 +12,7 @@ import numpy as np
 
 from vla_jax.errors import UserError
 from vla_jax.interop.names import ENCODER, EXPERT
+from vla_jax.optional_torch import import_torch
 from vla_jax.replacing import replace_file
 
 # Left by DistributedDataParallel and torch.compile around a whole model or around one part.
@@ -89,10 +90,7 @@ def write_checkpoint(path: Path, arrays: Mapping[str, np.ndarray], *, epoch: int
 
 
 def _load(path: Path) -> Any:
-    try:
-        import torch
-    except ImportError as error:
-        raise UserError("reading PyTorch checkpoints needs torch: pip install 'vla-jax[export]'") from error
+    torch = import_torch("reading PyTorch checkpoints")
     if not path.is_file():
         raise UserError(f"no such checkpoint file: {path}")
     try:

@@ -13,15 +13,16 @@ import numpy as np
 from vla_jax.errors import UserError
 from vla_jax.training.checkpoint import (
     BEST_METRIC,
+    VALIDATION,
     checkpoint_steps,
     read_metadata,
     resolve_checkpoint,
 )
+from vla_jax.training.log_window import RATE
+from vla_jax.training.metric_writer import METRICS_FILE
+from vla_jax.training.run_directory import CONFIG_FILE
 
 logger = logging.getLogger(__name__)
-
-METRICS_FILE, CONFIG_FILE = "metrics.jsonl", "config.json"
-RATE, WAITING = "time/samples_per_second", "time/data_wait_share"
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def read_history(run: Path) -> RunHistory:
 
 def validation_names(histories: list[RunHistory]) -> list[str]:
     """Returns the held-out metrics that any of the runs has, the one that decides on the best checkpoint first."""
-    names = {name for history in histories for name in history.curves if name.startswith("validation")}
+    names = {name for history in histories for name in history.curves if name.startswith(VALIDATION)}
     return sorted(names, key=lambda name: (name != BEST_METRIC, name))
 
 

@@ -8,6 +8,9 @@ from typing import Any
 import jax
 import numpy as np
 
+# Names of logged metrics: the loss of an update, samples per second, and the share of time that data was waited for.
+LOSS, RATE, WAITING = "train/loss", "time/samples_per_second", "time/data_wait_share"
+
 
 class NonFiniteLossError(Exception):
     """A loss that is infinite or not a number. step: the first such update; history: step → loss up to the newest."""
@@ -45,24 +48,21 @@ class LogWindow:
         """Leaves validation and saving out of the rates."""
         self._started, self._steps, self._waited = time.perf_counter(), 0, 0.0
 
-    def fetch(self) -> list[dict[str, float]]:
-        """Waits for the device and returns the scalars of every update since the last log line."""
-        return [
+    def fetch(self, step: int) -> list[dict[str, float]]:
+        """Waits for the device and returns the scalars of every update since the last log line, up to `step`.
+
+        Raises:
+            NonFiniteLossError: one of the losses is not finite.
+        """
+        fetched = [
             {name: float(value) for name, value in scalars.items()}
             for scalars in jax.device_get(self._scalars)
         ]
-
-    def check_finite(self, step: int) -> None:
-        """Waits for the device, and looks at all losses since the last log line; `step` is the newest.
-
-        Raises:
-            NonFiniteLossError: one of them is not finite.
-        """
-        losses = [scalars["train/loss"] for scalars in self.fetch()]
-        history = {step - len(losses) + 1 + index: loss for index, loss in enumerate(losses)}
+        history = {step - len(fetched) + 1 + index: scalars[LOSS] for index, scalars in enumerate(fetched)}
         for at, loss in history.items():
             if not math.isfinite(loss):
                 raise NonFiniteLossError(at, history)
+        return fetched
 
     def summarise(self, step: int) -> dict[str, float]:
         """Returns the window's means and rates, and begins the next window.
@@ -70,13 +70,12 @@ class LogWindow:
         Raises:
             NonFiniteLossError: a loss in the window is not finite.
         """
-        self.check_finite(step)
-        fetched = self.fetch()
+        fetched = self.fetch(step)
         elapsed = max(time.perf_counter() - self._started, 1e-9)
         summary = {name: float(np.mean([scalars[name] for scalars in fetched])) for name in fetched[0]}
         if self._steps:
-            summary["time/samples_per_second"] = self._steps * self._batch_size / elapsed
-            summary["time/data_wait_share"] = min(self._waited / elapsed, 1.0)
+            summary[RATE] = self._steps * self._batch_size / elapsed
+            summary[WAITING] = min(self._waited / elapsed, 1.0)
         self._scalars = []
         self.restart()
         return summary

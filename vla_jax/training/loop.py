@@ -25,7 +25,7 @@ from vla_jax.training.checkpoint import (
 )
 from vla_jax.training.config import TrainConfig
 from vla_jax.training.feeding import Feed, FeedMode, ResidentArrays, make_feed, prefetched
-from vla_jax.training.log_window import LogWindow, NonFiniteLossError
+from vla_jax.training.log_window import LOSS, RATE, WAITING, LogWindow, NonFiniteLossError
 from vla_jax.training.metric_writer import MetricWriter
 from vla_jax.training.optimizer import make_optimizer
 from vla_jax.training.preemption import stop_requested
@@ -210,7 +210,6 @@ class _Session:
                     if jax.process_count() == 1 or logs or saves:
                         stopping = any_process(stop.is_set)
                     if saves or stopping:
-                        window.check_finite(step)
                         checkpoints.save(
                             state,
                             step=step,
@@ -219,7 +218,7 @@ class _Session:
                             identity=self.identity,
                             data_position=position,
                             metrics=validated,
-                            unlogged=window.fetch(),
+                            unlogged=window.fetch(step),
                         )
                         window.restart()
                     if stopping:
@@ -274,17 +273,12 @@ class _Session:
             )
             return validation_metrics(
                 lambda params, statistics, batch, index: evaluate(
-                    normaliser,
-                    params,
-                    statistics,
-                    feed.resident,
-                    put_batch(self.mesh, batch),
-                    self.root_key,
-                    np.int32(index),
+                    normaliser, params, statistics, feed.resident, batch, self.root_key, np.int32(index)
                 ),
                 config,
                 state,
-                batches,
+                # Placed here, once for all the weights that are judged on a batch.
+                (put_batch(self.mesh, batch) for batch in batches),
             )
 
         return compiled, validate
@@ -334,13 +328,13 @@ def check_batch_size(config: TrainConfig, mesh: Mesh) -> None:
 
 def _postfix(logged: dict[str, float]) -> str:
     parts = [
-        f"loss {logged['train/loss']:.4f}",
+        f"loss {logged[LOSS]:.4f}",
         f"lr {logged['train/learning_rate']:.1e}",
         f"gradient {logged['train/gradient_norm']:.2g}",
     ]
-    if "time/samples_per_second" in logged:
+    if RATE in logged:
         parts += [
-            f"{logged['time/samples_per_second']:.0f} samples/s",
-            f"data {100 * logged['time/data_wait_share']:.0f}%",
+            f"{logged[RATE]:.0f} samples/s",
+            f"data {100 * logged[WAITING]:.0f}%",
         ]
     return ", ".join(parts)

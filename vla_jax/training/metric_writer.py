@@ -11,6 +11,8 @@ from vla_jax.replacing import replace_text
 from vla_jax.training.config import TrainConfig
 from vla_jax.training.wandb_sink import WandbSink
 
+METRICS_FILE = "metrics.jsonl"
+
 
 class MetricWriter:
     """Appends metrics to RUN/metrics.jsonl and to TensorBoard event files under RUN/tensorboard.
@@ -25,7 +27,7 @@ class MetricWriter:
         from tensorboardX import SummaryWriter  # Imports a protobuf runtime: only when a run starts.
 
         self._wandb = None if wandb is None else WandbSink(run, wandb)
-        self.path = run / "metrics.jsonl"
+        self.path = run / METRICS_FILE
         self._drop_lines_after(resume_step)
         self._lines = self.path.open("a")
         self._events = SummaryWriter(str(run / "tensorboard"), purge_step=resume_step or None)

@@ -13,6 +13,8 @@ from vla_jax.errors import UserError
 from vla_jax.replacing import replace_file, replace_text
 from vla_jax.training.config import TrainConfig
 
+CONFIG_FILE = "config.json"
+
 
 @contextlib.contextmanager
 def locked(run: Path) -> Iterator[None]:
@@ -36,7 +38,7 @@ def locked(run: Path) -> Iterator[None]:
 
 def write_config(config: TrainConfig, run: Path) -> None:
     """Writes RUN/config.json, for people; checkpoints carry their own copy."""
-    replace_text(run / "config.json", config_json.to_json(config) + "\n")
+    replace_text(run / CONFIG_FILE, config_json.to_json(config) + "\n")
 
 
 def save_bad_batch(

@@ -53,12 +53,12 @@ def train_step(
         loss = jnp.mean(part_weights * network.loss(**part, key=key, train=True))
         return loss, nnx.state(network, nnx.Not(nnx.Param))
 
+    gradient_of = jax.value_and_grad(loss_of, has_aux=True)
+
     def accumulate(carry, part):
         statistics, loss_sum, gradient_sum = carry
         part_inputs, part_weights, key = part
-        (loss, statistics), gradient = jax.value_and_grad(loss_of, has_aux=True)(
-            state.params, statistics, part_inputs, part_weights, key
-        )
+        (loss, statistics), gradient = gradient_of(state.params, statistics, part_inputs, part_weights, key)
         return (statistics, loss_sum + loss, jax.tree.map(jnp.add, gradient_sum, gradient)), None
 
     parts = config.grad_accum_steps
@@ -67,9 +67,8 @@ def train_step(
     keys = jax.random.split(dropout_key, parts)
     if parts == 1:
         # Without a sum, which would pass over the whole gradient once more.
-        part_inputs, part_weights = jax.tree.map(lambda x: x[0], split)
-        (loss, statistics), gradient = jax.value_and_grad(loss_of, has_aux=True)(
-            state.params, state.statistics, part_inputs, part_weights, keys[0]
+        (loss, statistics), gradient = gradient_of(
+            state.params, state.statistics, *jax.tree.map(lambda x: x[0], split), keys[0]
         )
     else:
         zeros = jax.tree.map(jnp.zeros_like, state.params)

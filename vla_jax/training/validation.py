@@ -15,10 +15,10 @@ LIVE_VALIDATION = "validation_live"
 
 
 def validation_metrics(
-    evaluate: Callable[[Any, Any, Mapping[str, np.ndarray], int], Mapping[str, jax.Array]],
+    evaluate: Callable[[Any, Any, Mapping[str, jax.Array], int], Mapping[str, jax.Array]],
     config: TrainConfig,
     state: TrainState,
-    batches: Iterable[Mapping[str, np.ndarray]],
+    batches: Iterable[Mapping[str, jax.Array]],
 ) -> dict[str, float]:
     """Returns losses and sampled action errors over the held-out batches; {} without any.
 
