@@ -12,7 +12,7 @@ from rich.table import Table
 from experiments import cli
 from experiments.console import make_console
 from vla_jax.errors import UserError
-from vla_jax.evaluation.comparison import (
+from vla_jax.reporting.comparison_page import (
     NOTE,
     Row,
     as_json,
@@ -22,7 +22,7 @@ from vla_jax.evaluation.comparison import (
     differences,
     text,
 )
-from vla_jax.replacing import replace_text
+from vla_jax.storage.replacing import replace_text
 from vla_jax.training.history import RunHistory, read_history
 
 DESCRIPTION = """Tabulates training runs: loss, error on held-out episodes, time, and the settings in which they differ.

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from vla_jax.data import PackedDataset
+from vla_jax.dataset.packed_dataset import PackedDataset
 
 
 def open_dataset(path: Path) -> PackedDataset:

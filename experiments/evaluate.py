@@ -13,10 +13,11 @@ from experiments.console import make_console
 from experiments.data import open_dataset
 from vla_jax.errors import UserError
 from vla_jax.evaluation.compatibility import check_compatible, open_matching_features
-from vla_jax.evaluation.evaluation import evaluate, make_report_directory, write_evaluation
-from vla_jax.evaluation.report import factor
-from vla_jax.inference.policy import InsertionPolicy
-from vla_jax.report_page import number
+from vla_jax.evaluation.open_loop import evaluate
+from vla_jax.policy.insertion_policy import InsertionPolicy
+from vla_jax.reporting.evaluation_page import factor
+from vla_jax.reporting.evaluation_report import make_report_directory, write_evaluation
+from vla_jax.reporting.page import number
 
 DESCRIPTION = """Restores a policy and judges it on the episodes of the packed data set DATA, beside three baselines:
 the arm stands still (zero), the mean action of the training episodes (mean), the last action again (previous).

@@ -16,10 +16,10 @@ from experiments.data import open_dataset
 from feature_cache.backbone import find_backbone
 from feature_cache.exporter import export
 from feature_cache.processor import parse_image_size
-from feature_cache.work import ImageSource, make_work, process_share
-from vla_jax.data.packed import INDEX_FILE, PackedDataset
-from vla_jax.data.packing import PrepareOptions, prepare
-from vla_jax.data.part import PartOptions
+from feature_cache.worklist import ImageSource, make_work, process_share
+from vla_jax.dataset.packed_dataset import INDEX_FILE, PackedDataset
+from vla_jax.dataset.packed_episode import PartOptions
+from vla_jax.dataset.preparation import PrepareOptions, prepare
 
 
 @dataclasses.dataclass(frozen=True)

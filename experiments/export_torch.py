@@ -6,7 +6,7 @@ from pathlib import Path
 import tyro
 
 from experiments import cli
-from vla_jax.interop.convert import export_checkpoint
+from vla_jax.reference.conversion import export_checkpoint
 
 DESCRIPTION = """Writes a policy as a checkpoint that the PyTorch reference loads with `strict=True`. That needs a
 network that the reference knows: one imported from it, or trained with `--recipe reference`."""

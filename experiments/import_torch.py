@@ -9,8 +9,8 @@ import tyro
 from flax import nnx
 
 from experiments import cli
-from vla_jax.interop import ReferenceOptions
-from vla_jax.interop.convert import import_checkpoint
+from vla_jax.reference.conversion import import_checkpoint
+from vla_jax.reference.inferred_config import ReferenceOptions
 
 DESCRIPTION = """Reads a checkpoint that the PyTorch reference wrote, in any of its layouts, and writes it as a
 checkpoint that `evaluate` and `export_torch` read. Widths, layers, fusion and model type are inferred from the

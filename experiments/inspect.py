@@ -14,9 +14,9 @@ from experiments import cli
 from experiments.console import make_console
 from experiments.data import open_dataset
 from vla_jax.errors import UserError
-from vla_jax.inspection import Inspection, inspect_dataset, inspection_html, report
-from vla_jax.replacing import replace_text
-from vla_jax.report_page import Cell
+from vla_jax.reporting.inspection import Inspection, inspect_dataset, inspection_html, report
+from vla_jax.reporting.page import Cell
+from vla_jax.storage.replacing import replace_text
 
 DESCRIPTION = """Shows what a packed data set holds: counts, hours and rates per source, what is missing, how old what
 the samples see is, prompts, and values before and after normalisation; of some episodes the samples too.

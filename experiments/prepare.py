@@ -11,11 +11,11 @@ from tyro.conf import Positional, UseAppendAction, arg
 
 from experiments import cli
 from experiments.console import make_console
-from vla_jax.data.packed import PackedDataset
-from vla_jax.data.packing import FaultyEpisodesError, PrepareOptions, PrepareResult, prepare
-from vla_jax.data.part import PartOptions
-from vla_jax.data.recording import Finding
+from vla_jax.dataset.packed_dataset import PackedDataset
+from vla_jax.dataset.packed_episode import PartOptions
+from vla_jax.dataset.preparation import FaultyEpisodesError, PrepareOptions, PrepareResult, prepare
 from vla_jax.errors import UserError
+from vla_jax.recordings.recording import Finding
 
 NUM_ROWS_SHOWN = 40
 

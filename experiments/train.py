@@ -12,10 +12,11 @@ import tyro
 from experiments import cli
 from experiments.console import make_console
 from experiments.data import open_dataset
-from vla_jax import config_json
-from vla_jax.data import FeatureTable, PackedDataset
+from vla_jax.dataset.feature_table import FeatureTable
+from vla_jax.dataset.packed_dataset import PackedDataset
 from vla_jax.errors import UserError
 from vla_jax.models.config import FusionStrategy, ModelType
+from vla_jax.storage import config_json
 from vla_jax.training.checkpoint import (
     LoadedPolicy,
     checkpoint_steps,

@@ -10,10 +10,10 @@ import numpy as np
 from safetensors import SafetensorError
 
 from feature_cache.adapter import adapter_files, merge_adapter
-from feature_cache.fingerprint import content_fingerprint
-from feature_cache.keys import DEFAULT_MAX_PIXELS, Provenance
+from feature_cache.content_digest import content_fingerprint
 from feature_cache.pooling import slot_weights
 from feature_cache.processor import PreparedRecord, PromptImageProcessor
+from vla_jax.contracts.provenance import DEFAULT_MAX_PIXELS, Provenance
 from vla_jax.errors import UserError
 
 logger = logging.getLogger(__name__)

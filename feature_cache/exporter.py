@@ -22,11 +22,11 @@ from tqdm import tqdm
 from feature_cache import shard as shards
 from feature_cache.backbone import Backbone, BackboneFiles, default_device, load_backbone
 from feature_cache.export_progress import SharedProgress
-from feature_cache.keys import Provenance
 from feature_cache.memory_limit import MemoryLimit, encode_within_memory
 from feature_cache.processor import PreparedRecord
 from feature_cache.store import FeatureStore, ShardWriter, prepare_directory, shard_paths
-from feature_cache.work import WorkItem, make_batches, measure, process_share, read_images
+from feature_cache.worklist import WorkItem, make_batches, measure, process_share, read_images
+from vla_jax.contracts.provenance import Provenance
 from vla_jax.progress import progress_bar
 
 logger = logging.getLogger(__name__)

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from feature_cache import shard as shards
-from feature_cache.keys import Provenance, record_key
+from feature_cache.keys import record_key
 from feature_cache.shard import DamagedShardError
 from feature_cache.store import FeatureStore, prepare_directory, shard_paths
+from vla_jax.contracts.provenance import Provenance
 
 # A temporary file this old belongs to a writer that was killed: shards take seconds to write.
 _ABANDONED_SECONDS = 24 * 3600.0

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from feature_cache.backbone import Backbone
-from feature_cache.keys import Provenance
 from feature_cache.processor import PreparedRecord
+from vla_jax.contracts.provenance import Provenance
 from vla_jax.errors import UserError
 
 logger = logging.getLogger(__name__)

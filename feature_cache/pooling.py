@@ -7,7 +7,7 @@ gets no column with weight, so what else is in a batch never counts.
 
 import numpy as np
 
-from feature_cache.keys import POOLINGS
+from vla_jax.contracts.provenance import POOLINGS
 
 
 def slot_weights(

@@ -1,7 +1,7 @@
 """Taking over the features of a PyTorch reference cache: one `.pt` file with a tensor (1, 1, V) per refresh.
 
 The files say neither what made them nor what they show. What they show is found by their names (see
-`vla_jax.data.reference_records`); what made them is left to the user to name (`keys.imported_provenance`).
+`vla_jax.reference.cached_records`); what made them is left to the user to name (`keys.imported_provenance`).
 """
 
 import os
@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from feature_cache.exporter import open_checked
-from feature_cache.keys import Provenance
 from feature_cache.store import ShardWriter
+from vla_jax.contracts.provenance import Provenance
 from vla_jax.errors import UserError
 from vla_jax.optional_torch import import_torch
 from vla_jax.progress import progress_bar

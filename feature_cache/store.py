@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 
 from feature_cache import shard as shards
-from feature_cache.keys import NAME_LENGTH, Provenance
 from feature_cache.shard import DamagedShardError, ShardTable
+from vla_jax.contracts.provenance import NAME_LENGTH, Provenance
 from vla_jax.errors import UserError
 
 logger = logging.getLogger(__name__)

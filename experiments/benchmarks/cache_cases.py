@@ -15,9 +15,10 @@ from PIL import Image
 from experiments.benchmarks.timing import time_in_turn, timed
 from feature_cache.backbone import Backbone, find_backbone, load_backbone
 from feature_cache.exporter import export
-from feature_cache.keys import Provenance, image_digest, record_key
+from feature_cache.keys import image_digest, record_key
 from feature_cache.store import FeatureStore, ShardWriter
-from feature_cache.work import ImageSource, WorkItem, make_work
+from feature_cache.worklist import ImageSource, WorkItem, make_work
+from vla_jax.contracts.provenance import Provenance
 from vla_jax.progress import progress_bar
 
 # Calls of a side per round where a call takes milliseconds.

@@ -12,12 +12,12 @@ import jax
 import numpy as np
 
 from experiments.benchmarks.recorded_episodes import EpisodeShape, write_episodes
-from feature_cache.keys import Provenance
 from feature_cache.store import ShardWriter
-from vla_jax.data import BatchLoader, FeatureTable, PackedDataset
-from vla_jax.data.batches import ENDLESS, Batch
-from vla_jax.data.features import record_keys
-from vla_jax.data.packing import PrepareOptions, prepare
+from vla_jax.contracts.provenance import Provenance
+from vla_jax.dataset.batches import ENDLESS, Batch, BatchLoader
+from vla_jax.dataset.feature_table import FeatureTable, record_keys
+from vla_jax.dataset.packed_dataset import PackedDataset
+from vla_jax.dataset.preparation import PrepareOptions, prepare
 from vla_jax.training.feeding import FeedMode, make_feed, prefetched
 from vla_jax.training.sharding import make_mesh
 

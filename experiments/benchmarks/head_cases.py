@@ -13,9 +13,10 @@ import optax
 from flax import nnx
 
 from experiments.benchmarks.timing import time_in_turn, timed
-from vla_jax.interop.weights import network_from_weights
-from vla_jax.models import PolicyConfig, PolicyNetwork
-from vla_jax.models.precision import with_dtype
+from vla_jax.models.config import PolicyConfig
+from vla_jax.policy.network import PolicyNetwork
+from vla_jax.policy.precision import with_dtype
+from vla_jax.reference.weights import network_from_weights
 
 Size = Literal["full", "small"]
 DDIM_STEPS = 10

@@ -21,7 +21,7 @@ from experiments import cli
 from experiments.benchmarks.recorded_episodes import SENSOR_FILE, EpisodeShape, write_episodes
 from experiments.benchmarks.timing import machine, scratch_folder
 from experiments.console import make_console
-from vla_jax.data.packing import PrepareOptions, prepare
+from vla_jax.dataset.preparation import PrepareOptions, prepare
 from vla_jax.errors import UserError
 
 DESCRIPTION = """Writes episodes of the lab's sizes (18 s, overlapping sensor windows of 650 rows, five views at 5 Hz),

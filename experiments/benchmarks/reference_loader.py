@@ -9,7 +9,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from experiments.benchmarks.recorded_episodes import SENSOR_FILE
 from experiments.benchmarks.reference_feeding import SampleFiles
-from vla_jax.data import FeatureTable, PackedDataset, make_batch
+from vla_jax.dataset.batches import make_batch
+from vla_jax.dataset.feature_table import FeatureTable
+from vla_jax.dataset.packed_dataset import PackedDataset
 
 PREFETCHED = 2  # Batches that each worker prepares ahead: PyTorch's own default.
 

@@ -21,14 +21,14 @@ from experiments import cli
 from experiments.benchmarks.head_cases import Size, policy_config
 from experiments.benchmarks.recorded_episodes import EpisodeShape, write_episodes
 from experiments.benchmarks.timing import machine, scratch_folder
-from feature_cache.keys import Provenance
 from feature_cache.store import ShardWriter
-from vla_jax import config_json
-from vla_jax.data import FeatureTable, PackedDataset
-from vla_jax.data.features import record_keys
-from vla_jax.data.packing import PrepareOptions, prepare
+from vla_jax.contracts.provenance import Provenance
+from vla_jax.dataset.feature_table import FeatureTable, record_keys
+from vla_jax.dataset.packed_dataset import PackedDataset
+from vla_jax.dataset.preparation import PrepareOptions, prepare
 from vla_jax.errors import UserError
 from vla_jax.optional_torch import import_torch
+from vla_jax.storage import config_json
 from vla_jax.training.config import TrainConfig
 from vla_jax.training.history import read_history
 from vla_jax.training.log_window import LOSS, RATE, WAITING

@@ -8,7 +8,7 @@ import pytest
 from experiments.compare import Arguments, main
 from tests.commands import error_line, run_command
 from vla_jax.errors import UserError
-from vla_jax.evaluation.comparison import compare, comparison_html, differences, run_names
+from vla_jax.reporting.comparison_page import compare, comparison_html, differences, run_names
 from vla_jax.training.history import read_history
 
 

@@ -16,9 +16,10 @@ from experiments import cache, cli, export, tiny_backbone
 from experiments.export import Arguments
 from feature_cache.store import FeatureStore
 from tests.commands import REPOSITORY, start_command
-from tests.vla_jax.data.recordings import write_data_set, write_windows_episode
-from vla_jax.data import FeatureTable, PackedDataset
-from vla_jax.data.packing import PrepareOptions, prepare
+from tests.vla_jax.recordings.recorded_episodes import write_data_set, write_windows_episode
+from vla_jax.dataset.feature_table import FeatureTable
+from vla_jax.dataset.packed_dataset import PackedDataset
+from vla_jax.dataset.preparation import PrepareOptions, prepare
 from vla_jax.errors import UserError
 
 

@@ -10,9 +10,9 @@ from nbclient import NotebookClient
 
 from experiments import cli, inspect
 from tests.commands import REPOSITORY
-from tests.vla_jax.data.recordings import write_data_set
-from tests.vla_jax.inspection.test_inspection import write_tokenizer
-from vla_jax.data.packing import PrepareOptions, prepare
+from tests.vla_jax.recordings.recorded_episodes import write_data_set
+from tests.vla_jax.reporting.test_inspection import write_tokenizer
+from vla_jax.dataset.preparation import PrepareOptions, prepare
 
 NOTEBOOK = REPOSITORY / "experiments" / "inspect.ipynb"
 

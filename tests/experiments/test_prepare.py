@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from experiments import cli, prepare
-from tests.vla_jax.data.recordings import write_data_set, write_windows_episode
-from vla_jax.data import PackedDataset
+from tests.vla_jax.recordings.recorded_episodes import write_data_set, write_windows_episode
+from vla_jax.dataset.packed_dataset import PackedDataset
 
 
 def run(*argv):

@@ -9,8 +9,9 @@ import torch
 
 from feature_cache.store import FeatureStore
 from tests.commands import error_line, run_command
-from tests.vla_jax.data.recordings import write_data_set
-from vla_jax.data import PackedDataset, reference_samples
+from tests.vla_jax.recordings.recorded_episodes import write_data_set
+from vla_jax.dataset.packed_dataset import PackedDataset
+from vla_jax.reference.samples import reference_samples
 
 SETTINGS = {"horizon": 8, "vlm_reuse_count": 3, "sensor_window_size": 65}
 WIDTH = 12

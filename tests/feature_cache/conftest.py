@@ -6,7 +6,7 @@ from PIL import Image
 
 from feature_cache.keys import image_digest
 from feature_cache.tiny_backbone import write_tiny_backbone
-from feature_cache.work import ImageSource
+from feature_cache.worklist import ImageSource
 
 
 @pytest.fixture(autouse=True)

@@ -194,25 +194,25 @@ def test_an_adapter_of_another_width_is_one_line(tiny_path, adapter_path, tmp_pa
 
 
 def test_fingerprints_are_remembered_until_a_file_changes(tmp_path, monkeypatch):
-    from feature_cache import fingerprint
+    from feature_cache import content_digest
 
     file = tmp_path / "weights"
     file.write_bytes(b"one")
     os.utime(file, (1_000_000_000, 1_000_000_000))
-    first = fingerprint.content_fingerprint([file])
+    first = content_digest.content_fingerprint([file])
 
     def refuse(*arguments):
         raise AssertionError("hashed again")
 
     with monkeypatch.context() as patch:
-        patch.setattr(fingerprint.hashlib, "file_digest", refuse)
-        assert fingerprint.content_fingerprint([file]) == first
+        patch.setattr(content_digest.hashlib, "file_digest", refuse)
+        assert content_digest.content_fingerprint([file]) == first
     file.write_bytes(b"two")
-    assert fingerprint.content_fingerprint([file]) != first
+    assert content_digest.content_fingerprint([file]) != first
 
 
 def test_a_file_that_has_just_changed_is_not_remembered(tmp_path):
-    from feature_cache.fingerprint import content_fingerprint
+    from feature_cache.content_digest import content_fingerprint
 
     file = tmp_path / "weights"
     file.write_bytes(b"one")

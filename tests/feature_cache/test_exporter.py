@@ -12,7 +12,7 @@ from feature_cache.export_progress import SharedProgress
 from feature_cache.exporter import export
 from feature_cache.memory_limit import encode_within_memory
 from feature_cache.store import FeatureStore, shard_paths
-from feature_cache.work import make_work, read_images
+from feature_cache.worklist import make_work, read_images
 from tests.feature_cache.conftest import random_image
 from vla_jax.errors import UserError
 from vla_jax.progress import progress_bar

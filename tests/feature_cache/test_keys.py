@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from feature_cache.keys import Provenance, image_digest, record_key
+from feature_cache.keys import image_digest, record_key
+from vla_jax.contracts.provenance import Provenance
 from vla_jax.errors import UserError
 
 PROVENANCE = Provenance(

@@ -15,7 +15,7 @@ from feature_cache import shard as shards
 from feature_cache.backbone import find_backbone
 from feature_cache.maintenance import damaged_shards
 from feature_cache.store import FeatureStore, shard_paths
-from feature_cache.work import make_work
+from feature_cache.worklist import make_work
 
 NUM_KILLS = 30
 NUM_RECORDS = 120

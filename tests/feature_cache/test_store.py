@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 from feature_cache import shard as shards
-from feature_cache.keys import Provenance, record_key
+from feature_cache.keys import record_key
 from feature_cache.shard import DamagedShardError
 from feature_cache.store import FeatureStore, ShardWriter, shard_paths
+from vla_jax.contracts.provenance import Provenance
 from vla_jax.errors import UserError
 
 WIDTH = 6

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from tests.paths import PARITY
-from vla_jax.interop.names import ENCODER, EXPERT
-from vla_jax.interop.weights import network_from_weights
-from vla_jax.models import ExpertConfig, FusionConfig, PolicyConfig, PolicyNetwork, SensorEncoderConfig
+from vla_jax.models.config import ExpertConfig, FusionConfig, PolicyConfig, SensorEncoderConfig
+from vla_jax.policy.network import PolicyNetwork
+from vla_jax.reference.tensor_names import ENCODER, EXPERT
+from vla_jax.reference.weights import network_from_weights
 
 # Compiling is nearly all of these tests' time; unoptimised machine code halves it and computes the same graph.
 quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})

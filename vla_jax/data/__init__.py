@@ -1,22 +1,24 @@
-"""Recorded episodes in, batches out: readers, the packed data set, its features, and the batch loader."""
+"""What users of data sets import: the packed data set, its features and batches, and the reference's samples.
 
-from vla_jax.data.batches import BatchIterator, BatchLoader, make_batch, sequential_batches
-from vla_jax.data.features import FeatureTable
-from vla_jax.data.packed import EpisodeEntry, ImageRef, PackedDataset, PackedMeta, VLRecord
-from vla_jax.data.reference import reference_samples
-from vla_jax.data.statistics import FeatureStatistics
+The names live in `vla_jax.dataset` and `vla_jax.reference`; this package is where they have always been found.
+"""
 
-__all__ = [
-    "BatchIterator",
-    "BatchLoader",
-    "EpisodeEntry",
-    "FeatureStatistics",
-    "FeatureTable",
-    "ImageRef",
-    "PackedDataset",
-    "PackedMeta",
-    "VLRecord",
-    "make_batch",
-    "reference_samples",
-    "sequential_batches",
-]
+from vla_jax.lazy_names import lazy_names
+
+_NAMES = {
+    "BatchIterator": "vla_jax.dataset.batches",
+    "BatchLoader": "vla_jax.dataset.batches",
+    "EpisodeEntry": "vla_jax.dataset.packed_dataset",
+    "FeatureStatistics": "vla_jax.dataset.statistics",
+    "FeatureTable": "vla_jax.dataset.feature_table",
+    "ImageRef": "vla_jax.dataset.packed_dataset",
+    "PackedDataset": "vla_jax.dataset.packed_dataset",
+    "PackedMeta": "vla_jax.dataset.packed_dataset",
+    "VLRecord": "vla_jax.dataset.packed_dataset",
+    "make_batch": "vla_jax.dataset.batches",
+    "reference_samples": "vla_jax.reference.samples",
+    "sequential_batches": "vla_jax.dataset.batches",
+}
+
+__all__ = list(_NAMES)
+__getattr__, __dir__ = lazy_names(__name__, _NAMES)

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from feature_cache.keys import Provenance
 from feature_cache.store import FeatureStore
-from vla_jax.data import FeatureTable, PackedDataset
+from vla_jax.contracts.provenance import Provenance
+from vla_jax.dataset.feature_table import FeatureTable
+from vla_jax.dataset.packed_dataset import PackedDataset
 from vla_jax.errors import UserError
 from vla_jax.training.checkpoint import LoadedPolicy
 

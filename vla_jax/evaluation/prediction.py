@@ -6,8 +6,10 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from vla_jax.data import FeatureTable, PackedDataset, sequential_batches
-from vla_jax.inference.policy import InsertionPolicy
+from vla_jax.dataset.batches import sequential_batches
+from vla_jax.dataset.feature_table import FeatureTable
+from vla_jax.dataset.packed_dataset import PackedDataset
+from vla_jax.policy.insertion_policy import InsertionPolicy
 from vla_jax.progress import progress_bar
 
 

@@ -1,6 +1,12 @@
-"""Policies from and to the PyTorch reference's checkpoints."""
+"""Policies from the PyTorch reference's checkpoints, for those who compare with it (`vla_jax.reference`)."""
 
-from vla_jax.interop.infer import ReferenceOptions
-from vla_jax.interop.reference_policy import ReferencePolicy, load_reference
+from vla_jax.lazy_names import lazy_names
 
-__all__ = ["ReferenceOptions", "ReferencePolicy", "load_reference"]
+_NAMES = {
+    "ReferenceOptions": "vla_jax.reference.inferred_config",
+    "ReferencePolicy": "vla_jax.reference.reference_policy",
+    "load_reference": "vla_jax.reference.reference_policy",
+}
+
+__all__ = list(_NAMES)
+__getattr__, __dir__ = lazy_names(__name__, _NAMES)

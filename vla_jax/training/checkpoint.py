@@ -31,11 +31,11 @@ import numpy as np
 from flax import nnx
 from orbax.checkpoint import v1 as ocp
 
-from vla_jax import config_json
 from vla_jax.errors import UserError
-from vla_jax.models.policy_network import PolicyNetwork
-from vla_jax.normalisation import Normaliser
-from vla_jax.training.checksums import CHECKSUMS_FILE, find_changes, write_checksums
+from vla_jax.policy.network import PolicyNetwork
+from vla_jax.preprocessing.normaliser import Normaliser
+from vla_jax.storage import config_json
+from vla_jax.storage.checksums import CHECKSUMS_FILE, find_changes, write_checksums
 from vla_jax.training.config import TrainConfig
 from vla_jax.training.optimizer import parameter_name
 from vla_jax.training.processes import is_main_process

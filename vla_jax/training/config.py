@@ -5,7 +5,7 @@ from typing import Literal, get_args
 
 from vla_jax.errors import UserError
 from vla_jax.models.config import PolicyConfig
-from vla_jax.normalisation import NormalisationConfig
+from vla_jax.preprocessing.normaliser import NormalisationConfig
 
 Schedule = Literal["trapezoid", "cosine", "constant"]
 

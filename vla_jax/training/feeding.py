@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from vla_jax.data import FeatureTable, PackedDataset
+from vla_jax.dataset.feature_table import FeatureTable
+from vla_jax.dataset.packed_dataset import PackedDataset
 from vla_jax.errors import UserError
 from vla_jax.training.sharding import BATCH_SPEC, Mesh, put_batch, replicated
 

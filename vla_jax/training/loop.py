@@ -11,10 +11,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from vla_jax.data import BatchLoader, FeatureTable, PackedDataset, sequential_batches
+from vla_jax.dataset.batches import BatchLoader, sequential_batches
+from vla_jax.dataset.feature_table import FeatureTable
+from vla_jax.dataset.packed_dataset import PackedDataset
 from vla_jax.errors import UserError
-from vla_jax.normalisation import Normaliser, feature_moments, make_normaliser
+from vla_jax.preprocessing.normaliser import Normaliser, feature_moments, make_normaliser
 from vla_jax.progress import progress_bar
+from vla_jax.storage.stop_signals import stop_requested
+from vla_jax.training.announcements import describe_devices, describe_memory, describe_samples, describe_state
 from vla_jax.training.checkpoint import (
     CHECKPOINTS,
     CheckpointWriter,
@@ -28,9 +32,7 @@ from vla_jax.training.feeding import Feed, FeedMode, ResidentArrays, make_feed, 
 from vla_jax.training.log_window import LOSS, RATE, WAITING, LogWindow, NonFiniteLossError
 from vla_jax.training.metric_writer import MetricWriter
 from vla_jax.training.optimizer import make_optimizer
-from vla_jax.training.preemption import stop_requested
 from vla_jax.training.processes import any_process, is_main_process, process_share
-from vla_jax.training.report import describe_devices, describe_memory, describe_samples, describe_state
 from vla_jax.training.run_directory import locked, save_bad_batch, write_config
 from vla_jax.training.sharding import Mesh, put_batch, replicated
 from vla_jax.training.state import TrainState, abstract_state, initialise_state, network_structure
@@ -312,7 +314,7 @@ def fit_normaliser(config: TrainConfig, dataset: PackedDataset, features: Featur
     if len(records) > MAX_MOMENT_RECORDS:
         records = np.random.default_rng(0).choice(records, MAX_MOMENT_RECORDS, replace=False)
     values, mask = features.gather(np.sort(records))
-    moments = feature_moments(values, mask, per_slot=features.has_fixed_slots)
+    moments = feature_moments(values, mask, per_slot=features.spec.has_fixed_slots)
     return make_normaliser(config.normalisation, dataset.statistics, *moments)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from vla_jax.replacing import replace_text
+from vla_jax.storage.replacing import replace_text
 from vla_jax.training.config import TrainConfig
 from vla_jax.training.wandb_sink import WandbSink
 

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from vla_jax.data.batches import ProcessShare
+from vla_jax.dataset.batches import ProcessShare
 from vla_jax.errors import UserError
 
 

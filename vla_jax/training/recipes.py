@@ -14,7 +14,7 @@ from vla_jax.models.config import (
     PolicyConfig,
     SensorEncoderConfig,
 )
-from vla_jax.normalisation import NormalisationConfig
+from vla_jax.preprocessing.normaliser import NormalisationConfig
 from vla_jax.training.config import OptimizerConfig, TrainConfig
 
 RecipeName = Literal["frozen", "small", "reference", "small_reference", "debug"]

@@ -8,9 +8,9 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from vla_jax import config_json
 from vla_jax.errors import UserError
-from vla_jax.replacing import replace_file, replace_text
+from vla_jax.storage import config_json
+from vla_jax.storage.replacing import replace_file, replace_text
 from vla_jax.training.config import TrainConfig
 
 CONFIG_FILE = "config.json"

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from vla_jax.models.policy_network import PolicyNetwork
+from vla_jax.policy.network import PolicyNetwork
 from vla_jax.training.config import TrainConfig
 from vla_jax.training.sharding import Mesh, state_sharding
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from vla_jax.normalisation import Normaliser
+from vla_jax.preprocessing.normaliser import Normaliser
 from vla_jax.training.config import TrainConfig
 from vla_jax.training.ema import update_ema
 from vla_jax.training.losses import sample_weights

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vla_jax import config_json
 from vla_jax.errors import UserError
-from vla_jax.replacing import replace_text
+from vla_jax.storage import config_json
+from vla_jax.storage.replacing import replace_text
 from vla_jax.training.config import TrainConfig
 
 RUN_ID_FILE = "wandb_run_id"

@@ -9,8 +9,8 @@ from experiments import cli
 from experiments.benchmarks import data, prepare
 from experiments.benchmarks.feeding_cases import make_case
 from experiments.benchmarks.recorded_episodes import EpisodeShape, sensor_stream, write_episodes
-from vla_jax.data.packing import PrepareOptions
-from vla_jax.data.packing import prepare as pack
+from vla_jax.dataset.preparation import PrepareOptions
+from vla_jax.dataset.preparation import prepare as pack
 
 
 def run(command, name, *argv):

@@ -12,7 +12,9 @@ from experiments.benchmarks.reference_loader import PackedBatches, sample_files
 from experiments.benchmarks.torch_heads import Policy
 from experiments.benchmarks.training import Arguments, make_workspace, train_config
 from tests.commands import run_command
-from vla_jax.data import FeatureTable, PackedDataset, make_batch
+from vla_jax.dataset.batches import make_batch
+from vla_jax.dataset.feature_table import FeatureTable
+from vla_jax.dataset.packed_dataset import PackedDataset
 from vla_jax.training.optimizer import make_optimizer
 from vla_jax.training.state import make_state
 

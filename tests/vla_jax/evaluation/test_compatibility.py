@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from tests.vla_jax.evaluation.workspace import export_features, make_workspace, other_provenance, save_run
-from vla_jax.data import PackedDataset
+from vla_jax.dataset.packed_dataset import PackedDataset
 from vla_jax.errors import UserError
 from vla_jax.evaluation.compatibility import check_compatible, open_matching_features
 from vla_jax.training.checkpoint import RunIdentity, load_policy

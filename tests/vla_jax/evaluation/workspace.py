@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from feature_cache.keys import Provenance
 from feature_cache.store import ShardWriter
-from tests.vla_jax.data.recordings import START, write_windows_episode
-from vla_jax.data import FeatureTable, PackedDataset
-from vla_jax.data.features import record_keys
-from vla_jax.data.packing import PrepareOptions, prepare
+from tests.vla_jax.recordings.recorded_episodes import START, write_windows_episode
+from vla_jax.contracts.provenance import Provenance
+from vla_jax.dataset.feature_table import FeatureTable, record_keys
+from vla_jax.dataset.packed_dataset import PackedDataset
+from vla_jax.dataset.preparation import PrepareOptions, prepare
 from vla_jax.models.config import (
     DiffusionConfig,
     ExpertConfig,
@@ -21,7 +21,7 @@ from vla_jax.models.config import (
     PolicyConfig,
     SensorEncoderConfig,
 )
-from vla_jax.models.policy_network import PolicyNetwork
+from vla_jax.policy.network import PolicyNetwork
 from vla_jax.training.checkpoint import RunIdentity, save_policy
 from vla_jax.training.config import TrainConfig
 from vla_jax.training.loop import fit_normaliser

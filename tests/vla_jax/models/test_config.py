@@ -4,10 +4,16 @@ from dataclasses import replace
 
 import pytest
 
-from vla_jax import config_json
 from vla_jax.errors import UserError
-from vla_jax.models import DiffusionConfig, ExpertConfig, FusionConfig, PolicyConfig, SensorEncoderConfig
-from vla_jax.models.config import check_choices
+from vla_jax.models.config import (
+    DiffusionConfig,
+    ExpertConfig,
+    FusionConfig,
+    PolicyConfig,
+    SensorEncoderConfig,
+    check_choices,
+)
+from vla_jax.storage import config_json
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ from jax.flatten_util import ravel_pytree
 
 from tests.vla_jax import recorded
 from vla_jax.diffusion.schedule import add_noise
-from vla_jax.interop.weights import network_from_weights, reference_weights
-from vla_jax.models import PolicyNetwork
+from vla_jax.policy.network import PolicyNetwork
+from vla_jax.reference.weights import network_from_weights, reference_weights
 from vla_jax.training.losses import sample_weights
 
 CASES = [

@@ -5,7 +5,7 @@ import functools
 import jax
 import numpy as np
 
-from vla_jax.normalisation import Normaliser
+from vla_jax.preprocessing.normaliser import Normaliser
 from vla_jax.training.optimizer import make_optimizer
 from vla_jax.training.recipes import make_config
 from vla_jax.training.sharding import make_mesh, put_batch, replicated

@@ -11,6 +11,7 @@ from flax import nnx
 
 from tests.vla_jax.training import synthetic
 from vla_jax.errors import UserError
+from vla_jax.storage.checksums import CHECKSUMS_FILE, write_checksums
 from vla_jax.training.checkpoint import (
     CHECKPOINTS,
     CheckpointWriter,
@@ -22,7 +23,6 @@ from vla_jax.training.checkpoint import (
     restore_state,
     save_policy,
 )
-from vla_jax.training.checksums import CHECKSUMS_FILE, write_checksums
 
 IDENTITY = RunIdentity(features={"backbone": "tiny", "grid": 2}, data={"views": ["View1"]})
 

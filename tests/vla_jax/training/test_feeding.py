@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from tests.commands import run_on_eight_devices
 from tests.vla_jax.evaluation.workspace import make_workspace
-from vla_jax.data import FeatureTable, make_batch
+from vla_jax.dataset.batches import make_batch
+from vla_jax.dataset.feature_table import FeatureTable
 from vla_jax.errors import UserError
 from vla_jax.training.feeding import RESIDENT_SHARE, _place, make_feed
 from vla_jax.training.sharding import make_mesh, put_batch

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from tests.vla_jax.evaluation.workspace import make_workspace
-from vla_jax.data import BatchLoader
+from vla_jax.dataset.batches import BatchLoader
 from vla_jax.errors import UserError
 from vla_jax.training.checkpoint import CHECKPOINTS, checkpoint_steps, load_policy
 from vla_jax.training.loop import train

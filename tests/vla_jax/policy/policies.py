@@ -1,0 +1,93 @@
+"""Tiny policies with random weights, without a checkpoint."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from vla_jax.models.config import (
+    DiffusionConfig,
+    ExpertConfig,
+    FusionConfig,
+    PolicyConfig,
+    SensorEncoderConfig,
+)
+from vla_jax.policy.insertion_policy import InsertionPolicy
+from vla_jax.policy.network import PolicyNetwork
+from vla_jax.preprocessing.normaliser import Normaliser
+from vla_jax.training.checkpoint import LoadedPolicy, RunIdentity
+from vla_jax.training.config import TrainConfig
+
+SLOTS, WIDTH, ROWS, CHANNELS = 3, 8, 13, 5
+
+
+def policy_config(model_type="regression", fusion="concat", **overrides):
+    return PolicyConfig(
+        model_type=model_type,
+        vl_dim=WIDTH,
+        vl_slots=SLOTS,
+        sensor=SensorEncoderConfig(
+            channels=CHANNELS,
+            temporal_length=ROWS,
+            hidden_dim=8,
+            output_dim=8,
+            num_conv_layers=1,
+            use_transformer=False,
+        ),
+        fusion=FusionConfig(strategy=fusion, vl_pool_heads=2, num_heads=2),
+        expert=ExpertConfig(hidden_dim=16, num_layers=1, num_heads=2, time_embedding_dim=8),
+        diffusion=DiffusionConfig(steps=10, ddim_steps=3),
+        **overrides,
+    )  # fmt: skip
+
+
+def make_network(config, seed):
+    """A network with random weights from NumPy: nothing is compiled, and no gain or variance is at its default."""
+    abstract = nnx.eval_shape(lambda: PolicyNetwork(config, rngs=nnx.Rngs(0)))
+    structure, params, statistics = nnx.split(abstract, nnx.Param, ...)
+    rng = np.random.default_rng(seed)
+    params = jax.tree.map(lambda leaf: jnp.asarray(0.3 * rng.normal(size=leaf.shape), leaf.dtype), params)
+    statistics = jax.tree.map(lambda leaf: jnp.asarray(rng.uniform(1, 2, leaf.shape), leaf.dtype), statistics)
+    return nnx.merge(structure, params, statistics)
+
+
+def loaded_policy(config, *, seed=0, per_slot=True):
+    rng = np.random.default_rng(seed)
+    slots = config.vl_slots if per_slot else 1
+    normaliser = Normaliser(
+        action_offset=jnp.asarray(rng.normal(size=7), jnp.float32),
+        action_scale=jnp.asarray([0.3, 0.3, 0.3, 0.1, 0.1, 0.1, 1.0], jnp.float32),
+        force_offset=jnp.float32(0.5),
+        force_scale=jnp.float32(2.0),
+        ascan_scale=jnp.float32(30.0),
+        feature_offset=jnp.asarray(rng.normal(size=(slots, config.vl_dim)), jnp.float32),
+        feature_scale=jnp.full((slots, config.vl_dim), 1.5, jnp.float32),
+    )
+    return LoadedPolicy(
+        network=make_network(config, seed),
+        normaliser=normaliser,
+        config=TrainConfig(policy=config),
+        identity=RunIdentity(features={}, data={"meta": {"sensor_window_size": ROWS}}),
+        step=7,
+        path=Path("run/checkpoints/7"),
+        metrics={},
+    )
+
+
+def tiny_policy(
+    model_type="regression", fusion="concat", *, sampler=None, steps=None, per_slot=True, **overrides
+):
+    config = policy_config(model_type, fusion, **overrides)
+    return InsertionPolicy(loaded_policy(config, per_slot=per_slot), sampler=sampler, steps=steps)
+
+
+def observations(batch, seed=1):
+    rng = np.random.default_rng(seed)
+    return {
+        "vl": rng.normal(size=(batch, SLOTS, WIDTH)).astype(np.float32),
+        "vl_mask": np.arange(batch * SLOTS).reshape(batch, SLOTS) % 4 != 1,
+        "sensor": (50 + 30 * rng.normal(size=(batch, ROWS, CHANNELS))).astype(np.float32),
+        "has_sensor": np.arange(batch) % 3 != 2,
+    }

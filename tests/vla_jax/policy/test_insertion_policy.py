@@ -1,0 +1,246 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.vla_jax.policy.policies import CHANNELS, ROWS, SLOTS, WIDTH, observations, tiny_policy
+from vla_jax.errors import UserError
+from vla_jax.policy.insertion_policy import InsertionPolicy
+from vla_jax.policy.network import PolicyNetwork
+
+
+@pytest.fixture(scope="module")
+def regression():
+    return tiny_policy("regression")
+
+
+@pytest.fixture(scope="module")
+def diffusion():
+    return tiny_policy("diffusion")
+
+
+def test_regression_is_the_network_between_normalisation_and_its_inverse(regression):
+    inputs = observations(3)
+    predicted = regression.predict(**inputs)
+    normaliser, network = regression.loaded.normaliser, regression.loaded.network
+
+    @jax.jit
+    def sample(vl, vl_mask, sensor, has_sensor):
+        features = normaliser.normalise_features(vl, vl_mask)
+        windows = normaliser.normalise_sensor(sensor)
+        return network.sample(features, vl_mask, windows, has_sensor, key=None)
+
+    scale, offset = np.asarray(normaliser.action_scale), np.asarray(normaliser.action_offset)
+    expected = np.asarray(sample(**inputs)) * scale + offset
+    np.testing.assert_allclose(predicted, expected, atol=2e-6)
+    assert predicted.shape == (3, 8, 7)
+    assert predicted.dtype == np.float32
+
+
+@pytest.mark.parametrize("name", ["regression", "diffusion"])
+def test_batch_size_changes_no_prediction(name, request):
+    policy = request.getfixturevalue(name)
+    inputs = observations(3)
+    together = policy.predict(**inputs)
+    assert np.ptp(together, axis=0).max() > 1e-3  # the rows differ at all
+    alone = policy.predict(**{key: value[:1] for key, value in inputs.items()})
+    np.testing.assert_allclose(alone, together[:1], atol=5e-6)
+
+
+def test_one_key_per_row_moves_with_the_row(diffusion):
+    inputs = observations(3)
+    keys = jax.random.split(jax.random.key(3), 3)
+    together = diffusion.predict(**inputs, key=keys)
+    order = np.array([2, 0, 1])
+    shuffled = diffusion.predict(**{name: value[order] for name, value in inputs.items()}, key=keys[order])
+    np.testing.assert_allclose(shuffled, together[order], atol=5e-6)
+
+
+def test_keys_of_diffusion(diffusion):
+    inputs = observations(3)
+    default = diffusion.predict(**inputs)
+    np.testing.assert_array_equal(default, diffusion.predict(**inputs))
+    np.testing.assert_array_equal(default, diffusion.predict(**inputs, key=jax.random.key(0)))
+    np.testing.assert_array_equal(default, diffusion.predict(**inputs, key=jax.random.PRNGKey(0)))
+    assert np.abs(default - diffusion.predict(**inputs, key=jax.random.key(1))).max() > 1e-3
+
+
+def test_rows_of_one_batch_draw_different_noise(diffusion):
+    inputs = {name: np.repeat(value, 3, axis=0) for name, value in observations(1).items()}
+    first, second, _ = diffusion.predict(**inputs)
+    assert np.abs(first - second).max() > 1e-3
+
+
+def test_compiles_once_per_batch_size(monkeypatch):
+    traces = []
+    original = PolicyNetwork.sample
+
+    def counted(self, vl, *args, **kwargs):
+        traces.append(vl.shape)
+        return original(self, vl, *args, **kwargs)
+
+    monkeypatch.setattr(PolicyNetwork, "sample", counted)
+    policy = tiny_policy("regression")
+    policy.warm_up(2)
+    assert len(traces) == 1
+    inputs = observations(2)
+    for seed in range(3):
+        policy.predict(**observations(2, seed), key=jax.random.key(seed))
+    policy.predict(
+        **{**inputs, "vl": inputs["vl"].astype(np.float16), "sensor": inputs["sensor"].astype("f8")}
+    )
+    policy.predict(**{name: jnp.asarray(value) for name, value in inputs.items()})
+    policy.predict(**{**inputs, "sensor": None})
+    assert len(traces) == 1
+    policy.warm_up(3)
+    assert len(traces) == 2
+
+
+def test_a_key_compiles_nothing_new(diffusion):
+    inputs = observations(3)
+    diffusion.predict(**inputs)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PolicyNetwork, "sample", None)  # a second trace would fail
+        diffusion.predict(**inputs, key=jax.random.key(5))
+
+
+def test_numpy_jax_and_half_precision_inputs_agree(regression):
+    inputs = observations(3)
+    inputs["vl"] = inputs["vl"].astype(np.float16)
+    inputs["sensor"] = inputs["sensor"].astype(np.float16)
+    expected = regression.predict(**inputs)
+    given = {name: jnp.asarray(value) for name, value in inputs.items()}
+    np.testing.assert_array_equal(regression.predict(**given), expected)
+    wide = {**inputs, "vl": inputs["vl"].astype(np.float32), "sensor": inputs["sensor"].astype(np.float64)}
+    np.testing.assert_array_equal(regression.predict(**wide), expected)
+
+
+def test_absent_sensor_and_absent_slots_are_not_read(regression):
+    inputs = observations(3)
+    expected = regression.predict(**inputs)
+    garbage = {name: value.copy() for name, value in inputs.items()}
+    garbage["sensor"][~inputs["has_sensor"]] = np.nan
+    garbage["vl"][~inputs["vl_mask"]] = 1e6
+    np.testing.assert_array_equal(regression.predict(**garbage), expected)
+    without = regression.predict(**{**inputs, "sensor": None})
+    absent = regression.predict(**{**inputs, "has_sensor": np.zeros(3, bool)})
+    np.testing.assert_array_equal(without, absent)
+    assert np.abs(without - expected)[inputs["has_sensor"]].max() > 1e-5
+
+
+def test_fusion_none_needs_no_sensor():
+    policy = tiny_policy(fusion="none")
+    inputs = observations(2)
+    np.testing.assert_array_equal(policy.predict(**inputs), policy.predict(**{**inputs, "sensor": None}))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"vl": np.zeros((2, SLOTS, WIDTH + 1))}, r"vl has shape \(2, 3, 9\), expected \(2, 3, 8\)"),
+        ({"vl": np.zeros((2, SLOTS + 1, WIDTH))}, r"vl has shape \(2, 4, 8\), expected \(2, 3, 8\)"),
+        ({"vl_mask": np.ones(2, bool)}, r"vl_mask has shape \(2,\), expected \(2, 3\)"),
+        (
+            {"sensor": np.zeros((2, ROWS, CHANNELS - 1))},
+            r"sensor has shape \(2, 13, 4\), expected \(2, 13, 5\)",
+        ),
+        ({"sensor": np.zeros((2, 2 * ROWS, CHANNELS))}, r"sensor has shape \(2, 26, 5\)"),
+        ({"has_sensor": np.ones(3, bool)}, r"has_sensor has shape \(3,\), expected \(2,\)"),
+        ({"key": jax.random.split(jax.random.key(0), 3)}, r"key has shape \(3,\)"),
+        ({"z_chunk": np.zeros((2, 8, 7))}, "z_chunk does not belong"),
+        ({"vl": np.zeros(WIDTH)}, "vl has shape"),
+    ],
+)
+def test_shapes_that_do_not_fit_are_named(regression, change, message):
+    with pytest.raises(ValueError, match=message):
+        regression.predict(**{**observations(2), **change})
+
+
+def test_all_faults_are_named_at_once(regression):
+    with pytest.raises(ValueError, match=r"vl_mask.*sensor.*has_sensor"):
+        regression.predict(np.zeros((2, SLOTS, WIDTH)), np.ones((1, 1)), np.zeros((2, 1, 1)), np.ones(1))
+
+
+def test_empty_batch_is_refused(regression):
+    with pytest.raises(ValueError, match="empty"):
+        regression.predict(**{name: value[:0] for name, value in observations(1).items()})
+
+
+@pytest.mark.parametrize("name", ["vl", "sensor"])
+def test_nothing_unfinite_reaches_the_robot(regression, name):
+    inputs = observations(3)
+    inputs["vl_mask"][:], inputs["has_sensor"][:] = True, True
+    inputs[name][1, 0, 0] = np.nan
+    with pytest.raises(ValueError, match=f"not finite, because {name} is not"):
+        regression.predict(**inputs)
+
+
+def test_tokens_may_be_fewer_than_configured():
+    policy = tiny_policy(per_slot=False)
+    inputs = observations(2)
+    inputs["vl_mask"][:] = True
+    inputs["vl_mask"][:, 2] = False
+    shorter = {**inputs, "vl": inputs["vl"][:, :2], "vl_mask": inputs["vl_mask"][:, :2]}
+    np.testing.assert_allclose(policy.predict(**shorter), policy.predict(**inputs), atol=2e-6)
+    with pytest.raises(ValueError, match="vl has shape"):
+        policy.predict(**{**inputs, "vl": np.zeros((2, SLOTS + 1, WIDTH))})
+
+
+def test_policy_anchored_on_the_previous_chunk_adds_to_it():
+    policy = tiny_policy(z_chunk="previous")
+    inputs = observations(2)
+    with pytest.raises(ValueError, match="z_chunk is required"):
+        policy.predict(**inputs)
+    offset = np.asarray(policy.loaded.normaliser.action_offset)
+    chunk = np.random.default_rng(0).normal(size=(2, 8, 7)).astype(np.float32)
+    moved = policy.predict(**inputs, z_chunk=chunk)
+    still = policy.predict(**inputs, z_chunk=np.broadcast_to(offset, chunk.shape))  # normalised: zero
+    np.testing.assert_allclose(moved - still, chunk - offset, atol=1e-5)
+
+
+def test_a_policy_trained_on_its_own_target_predicts_from_zeros(regression):
+    inputs = observations(3)
+    policy = tiny_policy(z_chunk="target")
+    np.testing.assert_array_equal(policy.predict(**inputs), regression.predict(**inputs))
+
+
+def test_samplers_and_steps(diffusion):
+    assert (diffusion.sampler, diffusion.sampling_steps) == ("ddim", 3)
+    ancestral = tiny_policy("diffusion", sampler="ddpm")
+    assert (ancestral.sampler, ancestral.sampling_steps) == ("ddpm", 10)
+    inputs = observations(3)
+    expected, results = diffusion.predict(**inputs), []
+    for policy in (ancestral, tiny_policy("diffusion", sampler="ddim", steps=5)):
+        results.append(policy.predict(**inputs))
+        assert np.isfinite(results[-1]).all()
+        assert np.abs(results[-1] - expected).max() > 1e-4
+    assert np.abs(results[0] - results[1]).max() > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("model_type", "options", "message"),
+    [
+        ("regression", {"steps": 4}, "no sampler"),
+        ("regression", {"sampler": "ddim"}, "no sampler"),
+        ("diffusion", {"sampler": "euler"}, "euler"),
+        ("diffusion", {"steps": 0}, "between 1 and the 10"),
+        ("diffusion", {"steps": 11}, "between 1 and the 10"),
+    ],
+)
+def test_samplers_that_do_not_fit(model_type, options, message):
+    with pytest.raises(UserError, match=message):
+        tiny_policy(model_type, **options)
+
+
+def test_missing_checkpoint_is_a_users_mistake(tmp_path):
+    with pytest.raises(UserError, match="nowhere"):
+        InsertionPolicy.from_checkpoint(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="no checkpoint"):
+        InsertionPolicy.from_checkpoint(tmp_path)
+
+
+def test_example_inputs_fit(regression):
+    inputs = regression.example_inputs(3)
+    assert inputs["vl"].shape == (3, SLOTS, WIDTH)
+    assert inputs["sensor"].shape == (3, ROWS, CHANNELS)
+    regression.predict(**inputs)

@@ -1,0 +1,297 @@
+"""Properties of whole policies: what they read, what they ignore, and that batches do not change predictions."""
+
+import subprocess
+import sys
+import textwrap
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from tests.vla_jax.recorded import FUSIONS, quick_jit
+from vla_jax.models.config import ExpertConfig, FusionConfig, PolicyConfig, SensorEncoderConfig
+from vla_jax.policy.network import PolicyNetwork
+from vla_jax.policy.precision import with_dtype
+
+
+def tiny(model_type="regression", fusion="concat", **overrides) -> PolicyConfig:
+    values = {
+        "vl_dim": 6,
+        "vl_slots": 5,
+        "sensor": SensorEncoderConfig(
+            channels=4, temporal_length=9, hidden_dim=8, output_dim=8, num_conv_layers=2, num_transformer_layers=1,
+            num_heads=2,
+        ),
+        "fusion": FusionConfig(strategy=fusion, vl_pool_heads=2, vl_pool_width=8, num_heads=2),
+        "expert": ExpertConfig(hidden_dim=8, num_layers=1, num_heads=2, time_embedding_dim=8),
+    }  # fmt: skip
+    return PolicyConfig(model_type=model_type, **(values | overrides))
+
+
+def make(config: PolicyConfig) -> PolicyNetwork:
+    """A network whose BatchNorm statistics and slot query are not at their initial values."""
+    network = PolicyNetwork(config, rngs=nnx.Rngs(0))
+    for path, variable in nnx.to_flat_state(nnx.state(network)):
+        if path[-1] in ("mean", "query"):
+            variable.set_value(
+                0.3 * jnp.cos(jnp.arange(variable.size, dtype=jnp.float32)).reshape(variable.shape)
+            )
+    return network
+
+
+def observe(batch: int = 5) -> dict[str, jax.Array]:
+    rng = np.random.default_rng(0)
+    return {
+        "vl": jnp.asarray(rng.normal(size=(batch, 5, 6)), jnp.float32),
+        "vl_mask": jnp.asarray(rng.random((batch, 5)) < 0.7).at[:, 0].set(True),
+        "sensor": jnp.asarray(rng.normal(size=(batch, 9, 4)), jnp.float32),
+        "has_sensor": jnp.arange(batch) != 1,
+    }
+
+
+def sampler(config: PolicyConfig):
+    """A compiled `sample` that takes the weights as an argument, and a network's weights."""
+    graphdef, state = nnx.split(make(config))
+    key = jax.random.key(0)
+    sample = quick_jit(lambda state, given: nnx.merge(graphdef, state).sample(**given, key=key, steps=4))
+    return lambda given: sample(state, given)
+
+
+CASES = [("regression", fusion) for fusion in FUSIONS] + [("diffusion", "concat")]
+
+
+@pytest.mark.parametrize(("model_type", "fusion"), CASES)
+def test_predictions_do_not_depend_on_the_batch_or_on_padding(model_type, fusion):
+    sample, given = sampler(tiny(model_type, fusion)), observe()
+    expected = sample(given)
+    assert expected.shape == (5, 8, 7)
+    first = sample({name: array[:3] for name, array in given.items()})
+    np.testing.assert_allclose(first, expected[:3], atol=1e-5)
+    # What is absent may hold anything: other tokens, windows that were never recorded.
+    absent = dict(given)
+    absent["vl"] = jnp.where(given["vl_mask"][..., None], given["vl"], 1e3)
+    absent["sensor"] = jnp.where(given["has_sensor"][:, None, None], given["sensor"], jnp.nan)
+    np.testing.assert_allclose(sample(absent), expected, atol=1e-5)
+    if fusion != "none":
+        # In cross_attention the sensor only steers the weights of the tokens, faintly so before training.
+        assert np.abs(sample(given | {"sensor": -given["sensor"]}) - expected)[0].max() > 1e-6
+    assert np.abs(sample(given | {"vl": given["vl"].at[:, 0].add(1.0)}) - expected).max() > 1e-5
+
+
+def test_tokens_are_told_apart_by_slot_unless_pooled_by_mean():
+    given = observe()
+    given["vl_mask"] = jnp.ones((5, 5), bool)
+    turned = given | {"vl": jnp.roll(given["vl"], 1, axis=1)}
+    for fusion in ("none", "cross_attention"):
+        sample = sampler(tiny(fusion=fusion))
+        assert np.abs(sample(turned) - sample(given)).max() > 1e-4
+        config = tiny(fusion=fusion)
+        sample = sampler(replace(config, fusion=replace(config.fusion, vl_pool="mean")))
+        np.testing.assert_allclose(sample(turned), sample(given), atol=1e-5)
+
+
+def test_attention_pooling_reads_each_slot_by_its_own_directions():
+    """A random linear function of all slots together is learnt from the pooled vector; of their mean it cannot be."""
+    from vla_jax.models.vl_pooling import AttentionPool
+
+    rng = np.random.default_rng(0)
+    tokens = rng.normal(size=(600, 5, 6)).astype(np.float32)
+    wanted = tokens.reshape(600, -1) @ rng.normal(size=(30, 3)).astype(np.float32)
+    pool = AttentionPool(6, 5, 64, 8, dtype=jnp.dtype("float32"), rngs=nnx.Rngs(0))
+    pooled = np.asarray(pool(jnp.asarray(tokens), None))
+    for features, learnable in ((pooled, True), (tokens.mean(axis=1), False)):
+        weights = np.linalg.lstsq(features[:400], wanted[:400], rcond=None)[0]
+        share = 1 - np.var(features[400:] @ weights - wanted[400:]) / np.var(wanted[400:])
+        assert (share > 0.9) == learnable
+
+
+def test_more_tokens_than_slots_are_refused():
+    network = make(tiny(fusion="none"))
+    with pytest.raises(ValueError, match=r"6 vision-language tokens.*5"):
+        network.condition(jnp.zeros((1, 6, 6)), None)
+
+
+def test_without_sensor_fusion_no_encoder_exists():
+    network = make(tiny(fusion="none"))
+    assert network.sensor_encoder is None
+    assert not any("sensor" in str(path[0]) for path, _ in nnx.to_flat_state(nnx.state(network)))
+    given = observe()
+    loss = network.loss(
+        given["vl"], None, None, None, jnp.zeros((5, 8, 7)), key=jax.random.key(0), train=True
+    )
+    assert loss.shape == (5,)
+
+
+def test_missing_sensors_stay_out_of_the_statistics_and_zeros_are_the_references_way():
+    given = observe()
+
+    def statistics(config, sensor, has_sensor):
+        network = make(config)
+        quick = quick_jit(
+            lambda state, *inputs: nnx.state(_encoded(nnx.merge(graphdef, state), *inputs), nnx.BatchStat)
+        )
+        graphdef, state = nnx.split(network)
+        return jax.tree.leaves(quick(state, sensor, has_sensor))
+
+    def _encoded(network, sensor, has_sensor):
+        network.encode_sensor(sensor, has_sensor, train=True)
+        return network
+
+    present = jnp.array([0, 2, 3, 4])
+    masked = statistics(tiny(), given["sensor"], given["has_sensor"])
+    alone = statistics(tiny(), given["sensor"][present], jnp.ones(4, bool))
+    for a, b in zip(masked, alone, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+    config = tiny(no_sensor_embedding=False)
+    config = replace(config, sensor=replace(config.sensor, masked_statistics=False))
+    zeros = jnp.where(given["has_sensor"][:, None, None], given["sensor"], 0.0)
+    for a, b in zip(
+        statistics(config, given["sensor"], given["has_sensor"]),
+        statistics(config, zeros, jnp.ones(5, bool)),
+        strict=True,
+    ):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+    # A batch without any sensor changes nothing.
+    before = jax.tree.leaves(nnx.state(make(tiny()), nnx.BatchStat))
+    for a, b in zip(statistics(tiny(), given["sensor"], jnp.zeros(5, bool)), before, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_statistics_per_group_are_those_of_the_groups_alone():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(6, 4, 3)), jnp.float32)
+    from vla_jax.models.batch_norm import BatchNorm
+
+    def norm(groups):
+        return BatchNorm(3, groups=groups, dtype=jnp.dtype("float32"), rngs=nnx.Rngs(0))
+
+    both, first = norm(2), norm(1)
+    normalised = both(x, None, train=True)
+    np.testing.assert_allclose(normalised[:3], first(x[:3], None, train=True), atol=1e-6)
+    np.testing.assert_allclose(normalised[3:], norm(1)(x[3:], None, train=True), atol=1e-6)
+    np.testing.assert_allclose(both.var[...], first.var[...], atol=1e-6)
+    with pytest.raises(ValueError, match="split into 4 groups"):
+        norm(4)(x, None, train=True)
+
+
+def test_regression_adds_to_the_anchor_that_the_configuration_names():
+    given, key = observe(), jax.random.key(0)
+    actions = jnp.asarray(np.random.default_rng(1).normal(size=(5, 8, 7)), jnp.float32)
+    inputs = (given["vl"], given["vl_mask"], None, None, actions)
+    losses = {}
+    for anchor in ("zero", "target"):
+        network = make(tiny(fusion="none", z_chunk=anchor))
+        losses[anchor] = network.loss(*inputs, key=key, train=False)
+        _, delta = network.decode(given["vl"], actions, None, given["vl_mask"])
+        expected = delta if anchor == "target" else delta - actions
+        np.testing.assert_allclose(losses[anchor], jnp.square(expected).mean(axis=(1, 2)), rtol=1e-5)
+    network = make(tiny(fusion="none", z_chunk="previous"))
+    np.testing.assert_allclose(
+        network.loss(*inputs, key=key, train=False, z_chunk=jnp.zeros_like(actions)),
+        losses["zero"],
+        rtol=1e-6,
+    )
+    with pytest.raises(ValueError, match="previous"):
+        network.loss(*inputs, key=key, train=False)
+    with pytest.raises(ValueError, match="belongs to diffusion"):
+        network.predict_noise(actions, jnp.zeros(5, jnp.int32), given["vl"], None)
+
+
+def test_rematerialisation_changes_no_gradient():
+    given = observe()
+    actions = jnp.ones((5, 8, 7))
+
+    def gradient(remat):
+        graphdef, params, rest = nnx.split(make(tiny(remat=remat)), nnx.Param, ...)
+
+        def loss(params):
+            network = nnx.merge(graphdef, params, rest, copy=True)
+            return network.loss(**given, actions=actions, key=jax.random.key(0), train=True).mean()
+
+        return jax.tree.leaves(quick_jit(jax.grad(loss))(params))
+
+    for plain, recomputed in zip(gradient(False), gradient(True), strict=True):
+        np.testing.assert_allclose(recomputed, plain, atol=1e-6)
+
+
+def test_bfloat16_computes_about_the_same_and_keeps_float32_parameters():
+    config = tiny("diffusion")
+    network, given = make(config), observe()
+    expected = sampler(config)(given)
+    assert {
+        leaf.dtype for leaf in jax.tree.leaves(nnx.state(make(replace(config, dtype="bfloat16")), nnx.Param))
+    } == {jnp.dtype("float32")}
+    graphdef, state = nnx.split(with_dtype(network, "bfloat16"))
+    key = jax.random.key(0)
+    actual = quick_jit(lambda state: nnx.merge(graphdef, state).sample(**given, key=key, steps=4))(state)
+    assert actual.dtype == jnp.float32
+    np.testing.assert_allclose(actual, expected, atol=0.1)
+    assert np.abs(actual - expected).max() > 0
+
+
+def test_a_thousand_calls_compile_once():
+    graphdef, state = nnx.split(make(tiny("diffusion", "none")))
+    sample = quick_jit(
+        lambda state, vl, key: nnx.merge(graphdef, state).sample(vl, None, None, None, key=key, steps=2)
+    )
+    vl = observe()["vl"]
+    for index in range(1000):
+        sample(state, vl, jax.random.key(index))
+    assert sample._cache_size() == 1
+
+
+@pytest.mark.parametrize("model_type", ["regression", "diffusion"])
+@pytest.mark.parametrize("fusion", FUSIONS)
+@pytest.mark.parametrize("recipe", ["full", "reference", "small"])
+def test_every_configuration_can_be_built(model_type, fusion, recipe):
+    config = {
+        "full": lambda: PolicyConfig(
+            model_type=model_type, vl_dim=2048, vl_slots=13, fusion=FusionConfig(strategy=fusion)
+        ),
+        "reference": lambda: PolicyConfig.reference(model_type, fusion),
+        "small": lambda: PolicyConfig.small(model_type, vl_dim=64, vl_slots=13, fusion=fusion),
+    }[recipe]()
+    network = nnx.eval_shape(lambda: PolicyNetwork(config, rngs=nnx.Rngs(0)))
+    count = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(network, nnx.Param)))
+    assert (count > 5e7) == (recipe != "small")
+
+
+def test_predictions_and_gradients_do_not_depend_on_the_number_of_devices():
+    script = """
+        import os
+        os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+        import jax, jax.numpy as jnp, numpy as np
+        from flax import nnx
+        from tests.vla_jax.policy.test_network import make, observe, quick_jit, tiny
+
+        assert len(jax.devices()) == 8
+        mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+        graphdef, params, rest = nnx.split(make(tiny("diffusion")), nnx.Param, ...)
+        given = observe(16)
+        actions = jnp.asarray(np.random.default_rng(0).normal(size=(16, 8, 7)), jnp.float32)
+        key = jax.random.key(0)
+
+        def work(params, given, actions):
+            def loss(params):
+                network = nnx.merge(graphdef, params, rest, copy=True)
+                losses = network.loss(**given, actions=actions, key=key, train=True)
+                return losses.mean(), nnx.state(network, nnx.BatchStat)
+            gradient, statistics = jax.grad(loss, has_aux=True)(params)
+            return gradient, statistics, nnx.merge(graphdef, params, rest).sample(**given, key=key, steps=3)
+
+        one = quick_jit(work)(params, given, actions)
+        spread = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+        everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+        eight = quick_jit(work)(
+            jax.device_put(params, everywhere), *jax.device_put((given, actions), spread)
+        )
+        assert len(eight[2].sharding.device_set) == 8
+        for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(eight), strict=True):
+            np.testing.assert_allclose(np.asarray(b), np.asarray(a), atol=1e-5)
+    """
+    completed = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=300
+    )
+    assert completed.returncode == 0, completed.stderr

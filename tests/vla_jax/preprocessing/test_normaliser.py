@@ -1,0 +1,112 @@
+"""Normalisation: what goes in has the promised scale, and comes out as it was."""
+
+from types import SimpleNamespace
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vla_jax.preprocessing.normaliser import NormalisationConfig, feature_moments, make_normaliser
+
+
+def statistics_of(actions, windows):
+    flat = actions.reshape(-1, actions.shape[-1])
+    moments = lambda x: SimpleNamespace(mean=x.mean(0), std=x.std(0), min=x.min(0), max=x.max(0))  # noqa: E731
+    force, ascan = windows[..., 0].reshape(-1, 1), windows[..., 1:]
+    centred = np.array([force.std(), (ascan - ascan.mean((1, 2), keepdims=True)).std()])
+    return {
+        "actions": moments(flat),
+        "force": moments(force),
+        "sensor_centred": SimpleNamespace(mean=np.zeros(2), std=centred),
+    }
+
+
+@pytest.fixture
+def data():
+    rng = np.random.default_rng(0)
+    actions = rng.normal(0.1, [0.3, 0.2, 0.5, 1.0, 2.0, 0.01, 0.0], (200, 8, 7))
+    actions[..., 6] = 1.0
+    windows = rng.normal(50.0, 20.0, (40, 65, 1026))
+    windows[..., 0] = rng.normal(2.0, 0.5, (40, 65))
+    return actions, windows
+
+
+def make(data, **options):
+    return make_normaliser(
+        NormalisationConfig(**options), statistics_of(*data), np.zeros((3, 4)), np.ones((3, 4))
+    )
+
+
+@pytest.mark.parametrize("scaling", ["mean_std", "min_max", "none"])
+def test_actions_come_back_in_mm_and_degrees(data, scaling):
+    normaliser = make(data, actions=scaling)
+    actions = data[0].astype(np.float32)
+    there = normaliser.normalise_actions(jnp.asarray(actions))
+    np.testing.assert_allclose(normaliser.denormalise_actions(there), actions, atol=1e-5)
+
+
+def test_min_max_fills_the_range_the_sampler_clips_to_and_leaves_a_constant_at_zero(data):
+    there = np.asarray(make(data, actions="min_max").normalise_actions(jnp.asarray(data[0])))
+    np.testing.assert_allclose(there[..., :6].reshape(-1, 6).max(0), 1.0, atol=1e-5)
+    np.testing.assert_allclose(there[..., :6].reshape(-1, 6).min(0), -1.0, atol=1e-5)
+    np.testing.assert_array_equal(there[..., 6], 0.0)
+
+
+@pytest.mark.parametrize("scaling", ["mean_std", "min_max"])
+def test_a_constant_dimension_comes_back_as_the_constant_whatever_the_network_says(data, scaling):
+    said = jnp.asarray(np.random.default_rng(0).normal(size=(3, 8, 7)).astype(np.float32))
+    np.testing.assert_array_equal(make(data, actions=scaling).denormalise_actions(said)[..., 6], 1.0)
+
+
+def test_sensor_windows_have_unit_scale(data):
+    there = np.asarray(make(data).normalise_sensor(jnp.asarray(data[1], jnp.float16)))
+    assert abs(there[..., 0].mean()) < 0.02
+    assert abs(there[..., 0].std() - 1) < 0.02
+    assert abs(there[..., 1:].std() - 1) < 0.02
+
+
+@settings(max_examples=20, deadline=None)
+@given(offset=st.floats(-30, 30))
+def test_an_offset_of_the_detector_changes_nothing(offset):
+    rng = np.random.default_rng(1)
+    window = rng.normal(50, 20, (2, 5, 11)).astype(np.float32)
+    statistics = statistics_of(rng.normal(size=(4, 8, 7)), window.astype(np.float64))
+    normaliser = make_normaliser(NormalisationConfig(), statistics, np.zeros((1, 1)), np.ones((1, 1)))
+    moved = window.copy()
+    moved[..., 1:] += np.float32(offset)
+    np.testing.assert_allclose(
+        normaliser.normalise_sensor(jnp.asarray(moved)),
+        normaliser.normalise_sensor(jnp.asarray(window)),
+        atol=2e-5,
+    )
+
+
+def test_none_leaves_everything_as_recorded(data):
+    normaliser = make(data, actions="none", sensor="none", features="none")
+    actions, windows = (x.astype(np.float32) for x in data)
+    np.testing.assert_array_equal(normaliser.normalise_actions(jnp.asarray(actions)), actions)
+    np.testing.assert_array_equal(normaliser.normalise_sensor(jnp.asarray(windows)), windows)
+
+
+def test_moments_count_only_slots_that_are_there():
+    rng = np.random.default_rng(0)
+    features = rng.normal(3.0, 2.0, (500, 2, 5))
+    mask = rng.random((500, 2)) < 0.6
+    garbage = np.where(mask[..., None], features, 1e9)
+    mean, std = feature_moments(garbage, mask, per_slot=True)
+    for slot in range(2):
+        np.testing.assert_allclose(mean[slot], features[mask[:, slot], slot].mean(0), rtol=1e-6)
+        np.testing.assert_allclose(std[slot], features[mask[:, slot], slot].std(0), rtol=1e-6)
+
+
+def test_moments_of_tokens_are_shared_and_an_absent_slot_is_harmless():
+    features = np.random.default_rng(0).normal(size=(50, 3, 4))
+    mask = np.ones((50, 3), bool)
+    mask[:, 2] = False
+    mean, std = feature_moments(features, mask, per_slot=False)
+    assert mean.shape == std.shape == (1, 4)
+    mean, std = feature_moments(features, mask, per_slot=True)
+    np.testing.assert_array_equal(mean[2], 0.0)
+    np.testing.assert_array_equal(std[2], 1.0)

@@ -1,0 +1,76 @@
+import io
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vla_jax.evaluation.drift import Drift
+from vla_jax.evaluation.metrics import action_metrics
+from vla_jax.reporting.evaluation_plots import (
+    Trace,
+    _layered,
+    drift_figure,
+    horizon_figure,
+    scatter_figure,
+    trace_figure,
+)
+
+
+def picture(png):
+    image = Image.open(io.BytesIO(png)).convert("RGB")
+    assert image.width > 1000
+    return np.asarray(image).reshape(-1, 3)
+
+
+def has_colour(pixels, colour):
+    wanted = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)])
+    return (np.abs(pixels - wanted).max(axis=1) < 8).any()
+
+
+def trace(length=30, segments=(("align", 0.0, 1.0), ("hold", 2.0, 9.0))):
+    time = np.arange(length) / 10
+    wave = np.sin(time)[:, None] * np.ones(7)
+    return Trace("episode\nsecond line", time, wave, wave + 0.2, tuple(segments))
+
+
+@pytest.mark.parametrize("traces", [[trace()], [trace(), trace(12, ()), trace(1)]])
+def test_traces(traces):
+    pixels = picture(trace_figure(traces))
+    assert has_colour(pixels, "#2563eb")
+    assert has_colour(pixels, "#111827")
+
+
+def test_horizon_draws_the_policy_and_each_baseline():
+    rng = np.random.default_rng(0)
+    target = rng.normal(size=(10, 8, 7))
+    metrics = {name: action_metrics(target * scale, target) for name, scale in
+               (("policy", 0.9), ("zero", 0.0), ("mean", 0.3), ("previous", 0.6))}  # fmt: skip
+    pixels = picture(horizon_figure(metrics))
+    for colour in ("#2563eb", "#9ca3af", "#d97706", "#059669"):
+        assert has_colour(pixels, colour)
+
+
+def test_drift():
+    drifts = [Drift(i, np.linspace(0, 1 + i, 20 + i), np.linspace(0, 1, 20 + i)) for i in range(3)]
+    assert has_colour(picture(drift_figure(drifts, 10.0)), "#111827")
+    picture(drift_figure([Drift(0, np.ones(1), np.zeros(1))], 10.0))
+
+
+def test_scatter_of_many_points_and_of_constant_dimensions():
+    rng = np.random.default_rng(0)
+    target = rng.normal(size=(900, 8, 7))
+    target[..., 5] = 0
+    picture(scatter_figure(target * 0.9, target, [0.99] * 5 + [None, None]))
+
+
+def test_drawing_leaves_no_global_state():
+    trace_figure([trace()])
+    assert "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()
+
+
+def test_segments_that_lie_in_others_are_bands():
+    segments = (("insert", 0.0, 4.0), ("near_target", 3.0, 5.0), ("hold", 4.0, 6.0), ("shaky", 3.9, 7.0))
+    assert [is_nested for *_, is_nested in _layered(segments)] == [False, False, False, True]
+    segments = (("insert", 0.0, 4.0), ("near_target", 2.5, 4.5), ("hold", 4.0, 6.0))
+    assert [is_nested for *_, is_nested in _layered(segments)] == [False, True, False]

@@ -1,0 +1,1 @@
+"""The doors between the rooms: typed contracts that everything else passes around."""

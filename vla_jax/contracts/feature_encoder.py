@@ -1,0 +1,23 @@
+"""From pictures and a prompt to the slots that a policy reads."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from vla_jax.contracts.specs import FeatureSpec
+
+
+class FeatureEncoder(Protocol):
+    """A frozen backbone with its processor, pooling and slot layout; `feature_cache.encoder` has the real one."""
+
+    spec: FeatureSpec
+
+    def encode(
+        self, prompt: str, images: Mapping[str, Any]
+    ) -> tuple[Float[np.ndarray, "s v"], Bool[np.ndarray, " s"]]:
+        """Returns one record's features in the policy's slots, and which slots are there.
+
+        images: view → picture (uint8 [height, width, 3] or PIL); a view that is absent is masked.
+        """

@@ -1,0 +1,140 @@
+"""Typed identity of actions, data and features: what must agree between a data set, a policy and a robot.
+
+A data set stores its `DataSpec`; a checkpoint stores the `DataSpec` and the `FeatureSpec` it was trained on; a server
+tells them to its clients. `differences` says in words what does not fit.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from vla_jax.contracts.provenance import Provenance
+
+Alignment = Literal["timestamp", "index"]
+
+
+@dataclass(frozen=True)
+class ActionSpec:
+    """A chunk of actions: `horizon` rows of `size` numbers, one row for each control tick."""
+
+    names: tuple[str, ...]
+    """One name for each dimension."""
+    units: tuple[str, ...]
+    """Unit of each dimension: "mm", "deg", … and "" where there is none."""
+    horizon: int
+    """Actions in a chunk."""
+    rate_hz: float
+    """Control ticks in a second."""
+    low: tuple[float, ...] | None = None
+    """Smallest value of each dimension in the training episodes; None where it is not known."""
+    high: tuple[float, ...] | None = None
+    """Largest value, likewise."""
+
+    @property
+    def size(self) -> int:
+        """Number of action dimensions."""
+        return len(self.names)
+
+    def dims(self, unit: str) -> tuple[int, ...]:
+        """Returns the dimensions that have this unit."""
+        return tuple(i for i, name in enumerate(self.units) if name == unit)
+
+    def differences(self, other: "ActionSpec") -> list[str]:
+        """Returns where `other`, the policy's, disagrees; limits may differ."""
+        return _disagreements(self, other, ("names", "units", "horizon", "rate_hz"), "action ")
+
+
+LAB_ACTIONS = ActionSpec(
+    names=("dx", "dy", "dz", "da", "db", "dr", "gripper"),
+    units=("mm", "mm", "mm", "deg", "deg", "deg", ""),
+    horizon=8,
+    rate_hz=10.0,
+)
+"""Pose deltas of the lab's arm: x, y, z in its base frame, rotations about fixed x, y, z wrapped to (−180, 180]."""
+
+
+@dataclass(frozen=True)
+class SensorSpec:
+    """The fibre sensor's window. Channel 0 is the force, the others are depth bins of the A-scan."""
+
+    channels: int = 1026
+    window: int | None = 65
+    """Rows of a window; None where any number will do."""
+    hz: float | None = 650.0
+    """Rows in a second; None where it is not known."""
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """What one sample of a data set means."""
+
+    actions: ActionSpec
+    views: tuple[str, ...]
+    """Camera views, in the order of their slots; () without cameras."""
+    sensor: SensorSpec | None
+    """None where no episode has a sensor."""
+    state: tuple[str, ...] = ()
+    """Names of the recorded pose (or joint) values of each tick; () where only actions were recorded."""
+    alignment: Alignment = "timestamp"
+    """How pictures and sensor rows were paired with ticks."""
+    refresh_ticks: int = 3
+    """Control ticks that share one camera instant's features."""
+
+    def differences(self, other: "DataSpec") -> list[str]:
+        """Returns where `other`, the policy's, disagrees in what changes the meaning of a sample.
+
+        Alignment and refresh may differ: they decide how old an observation is, not what it means. A sensor that one
+        side lacks is no difference: a policy acts without it as it was trained to.
+        """
+        faults = self.actions.differences(other.actions)
+        faults += _disagreements(self, other, ("views",))
+        if self.sensor is not None and other.sensor is not None:
+            faults += _disagreements(self.sensor, other.sensor, ("channels", "window", "hz"), "sensor ")
+        return faults
+
+
+@dataclass(frozen=True)
+class FeatureSpec:
+    """Vision-language features: what made them, and the slots they fill."""
+
+    num_slots: int
+    """Slots S of a record, at most."""
+    width: int
+    """Numbers V in a slot."""
+    provenance: Provenance | None = None
+    """What made them; None where it is not known (imported policies)."""
+
+    @property
+    def has_fixed_slots(self) -> bool:
+        """Whether a slot means the same in every record."""
+        return self.provenance is not None and self.provenance.pooling != "tokens"
+
+    def differences(self, other: "FeatureSpec") -> list[str]:
+        """Returns where `other`, the policy's, disagrees."""
+        faults = _disagreements(self, other, ("width",), "feature ")
+        if self.has_fixed_slots or other.has_fixed_slots:
+            faults += _disagreements(self, other, ("num_slots",))
+        elif self.num_slots > other.num_slots:
+            faults.append(f"num_slots is {self.num_slots}, the policy's is at most {other.num_slots}")
+        if self.provenance is not None and other.provenance is not None:
+            faults += self.provenance.differences(other.provenance)
+        return faults
+
+
+def _disagreements(ours: object, theirs: object, names: Sequence[str], what: str = "") -> list[str]:
+    """Names each field that differs; None on either side is not known, and differs from nothing."""
+    faults = []
+    for name in names:
+        a, b = getattr(ours, name), getattr(theirs, name)
+        if a is None or b is None:
+            continue
+        equal = bool(np.isclose(a, b, rtol=1e-6)) if isinstance(a, float) else a == b
+        if not equal:
+            faults.append(f"{what}{name} is {_text(a)}, the policy's is {_text(b)}")
+    return faults
+
+
+def _text(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -1,0 +1,411 @@
+"""The packed data set: memory-mapped arrays that open in milliseconds and are read without copying.
+
+```
+DATA/dataset.json            format version, settings, name of the content folder; replaced atomically
+DATA/<content>/              complete or absent; named by a digest of what it was made from
+    episodes.json            one object per episode: split, row ranges, fingerprint of its files, notes
+    statistics.json          float64 statistics of the training split
+    time pose delta          .npy, one row per control tick that has a next pose: f64, (6,) f64, (7,) f32
+    sensor_begin sensor_end  i64: the tick's sensor rows are some of [begin, end) of `sensor`; −1 without
+    sensor_time              f64: when the newest of them was taken; NaN without
+    instant record           i32: newest camera instant at the tick; the one its features come from; −1 none
+    episode is_sample        i32; bool
+    sensor                   (R, 1026), float16 or float32: force, 1025 A-scan bins; episodes one after another
+    instant_images           (I, views) i32: rows of the image table, −1 for an absent view
+    instant_episode          (I,) i32
+    image_digest image_time  (M, 32) u8, sha256 of each picture's bytes; f64; an episode's are view after view
+    image_path image_start   u8 text and (M + 1,) i64 offsets: paths relative to the episode's folder
+    moments centred          per episode, see `vla_jax.dataset.statistics.SensorMoments`
+    histogram_bin histogram_count histogram_start    the sparse histograms of all episodes
+```
+
+float16 holds A-scan values up to 290 within 0.125 (at most 0.05 % of the value); float32 keeps them exactly.
+A tick is a sample when its features can exist, that is when a picture was taken at or before its refresh tick.
+"""
+
+import dataclasses
+import json
+import mmap
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+
+from vla_jax.contracts.specs import LAB_ACTIONS, Alignment, DataSpec, SensorSpec
+from vla_jax.dataset.alignment import chunk_rows
+from vla_jax.dataset.packed_episode import fingerprint
+from vla_jax.dataset.statistics import FeatureStatistics, statistics_from_json
+from vla_jax.errors import UserError
+from vla_jax.recordings.recording import NUM_CHANNELS, Segment
+
+FORMAT_VERSION = 2
+INDEX_FILE = "dataset.json"
+POSE_NAMES = ("x", "y", "z", "a", "b", "r")
+# Pages of a larger stream are given back each time as much has been read.
+MAX_MAPPED_BYTES = 192 << 20
+
+Split = Literal["train", "val", "all"]
+
+
+@dataclass(frozen=True)
+class PackedMeta:
+    """Settings a data set was packed with. views: all views of all episodes, sorted."""
+
+    format_version: int
+    action_hz: float
+    horizon: int
+    alignment: Alignment
+    vlm_reuse_count: int
+    sensor_window_size: int
+    sensor_hz: float
+    views: tuple[str, ...]
+    sensor_dtype: str
+
+
+@dataclass(frozen=True)
+class EpisodeEntry:
+    """One episode of a data set. Ticks and sensor rows are ranges of the data set's arrays, stop excluded.
+
+    instruction: its prompt; weight: how often its samples are drawn in training, relative to the others.
+    pose_hz: measured; sensor_hz: as recorded in the metadata; None where there is nothing of the kind.
+    """
+
+    name: str
+    source: str
+    path: str
+    format: str
+    split: str
+    instruction: str
+    tick_start: int
+    tick_stop: int
+    sensor_start: int
+    sensor_stop: int
+    has_sensor: bool
+    has_images: bool
+    confidence: float
+    weight: float
+    pose_hz: float | None
+    sensor_hz: float | None
+    segments: tuple[Segment, ...]
+    notes: tuple[str, ...]
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class ImageRef:
+    """A picture on disk. digest: sha256 (hex) of its bytes when the data set was packed."""
+
+    view: str
+    path: Path
+    digest: str
+
+
+@dataclass(frozen=True)
+class VLRecord:
+    """What the vision-language backbone encodes at once: a prompt and the views present, in view order."""
+
+    prompt: str
+    images: tuple[ImageRef, ...]
+
+
+@dataclass(frozen=True)
+class Ticks:
+    """Memory maps with one row per control tick. pose is NaN where only actions were recorded."""
+
+    time: np.ndarray
+    pose: np.ndarray
+    delta: np.ndarray
+    sensor_begin: np.ndarray
+    sensor_end: np.ndarray
+    sensor_time: np.ndarray
+    instant: np.ndarray
+    record: np.ndarray
+    episode: np.ndarray
+    is_sample: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.time)
+
+
+class PackedDataset:
+    """A data set that `python -m experiments.prepare` wrote. Build it with `open`."""
+
+    def __init__(self, path: Path, content: Path, index: dict[str, Any]) -> None:
+        self.path = path
+        self.content = content
+        self.index = index
+        self.meta = PackedMeta(**{**index["meta"], "views": tuple(index["meta"]["views"])})
+        self.raw_episodes: list[dict[str, Any]] = _read_json(content / "episodes.json")
+        self.episodes: tuple[EpisodeEntry, ...] = tuple(map(_episode_entry, self.raw_episodes))
+        self.statistics: dict[str, FeatureStatistics] = statistics_from_json(
+            _read_json(content / "statistics.json")
+        )
+        self.ticks = Ticks(**{name: self.array(name) for name in Ticks.__dataclass_fields__})
+        self.sensor, self._sensor_map = _map_sensor(content / "sensor.npy")
+        self._bytes_since_release = 0
+        num_ticks = self.episodes[-1].tick_stop if self.episodes else 0
+        num_rows = self.episodes[-1].sensor_stop if self.episodes else 0
+        if len(self.ticks) != num_ticks or self.sensor.shape != (num_rows, NUM_CHANNELS):
+            raise UserError(f"{path}: damaged, its arrays do not fit its episodes; run prepare again")
+
+    @classmethod
+    def open(cls, path: str | Path) -> "PackedDataset":
+        """Opens a packed data set; arrays are mapped, not read.
+
+        Raises:
+            UserError: nothing is there, it is no packed data set, unfinished, damaged, or of another version.
+        """
+        path = Path(path)
+        if not path.is_dir():
+            raise UserError(
+                f"{path}: no such data set; make one with `python -m experiments.prepare SOURCE --out {path}`"
+            )
+        if not (path / INDEX_FILE).is_file():
+            raise UserError(
+                f"{path}: holds no packed data set ({INDEX_FILE} is missing); make one with "
+                f"`python -m experiments.prepare SOURCE --out DATA` and give DATA here"
+            )
+        index = _read_json(path / INDEX_FILE)
+        version = index.get("format_version") if isinstance(index, dict) else None
+        if version != FORMAT_VERSION:
+            raise UserError(
+                f"{path}: is a data set of version {version}, this program reads {FORMAT_VERSION}; run prepare again"
+            )
+        try:
+            return cls(path, path / index["content"], index)
+        except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+            raise UserError(f"{path}: damaged data set ({error}); run prepare again") from error
+
+    @cached_property
+    def spec(self) -> DataSpec:
+        """What a sample of the data set means."""
+        meta = self.meta
+        sensor = None
+        if any(entry.has_sensor for entry in self.episodes):
+            sensor = SensorSpec(NUM_CHANNELS, meta.sensor_window_size, meta.sensor_hz)
+        return DataSpec(
+            actions=dataclasses.replace(LAB_ACTIONS, horizon=meta.horizon, rate_hz=meta.action_hz),
+            views=meta.views,
+            sensor=sensor,
+            state=POSE_NAMES,
+            alignment=meta.alignment,
+            refresh_ticks=meta.vlm_reuse_count,
+        )
+
+    def array(self, name: str) -> np.ndarray:
+        """Maps one of the arrays that the module's text lists."""
+        file = self.content / f"{name}.npy"
+        array = np.load(file, mmap_mode="r", allow_pickle=False)
+        # A plain view of the map: np.memmap's own indexing costs several microseconds a call.
+        return np.asarray(array)
+
+    def describe(self) -> dict[str, Any]:
+        """Returns JSON values that identify the data set: path, content name, settings and sizes."""
+        return {
+            "path": str(self.path),
+            "content": self.index["content"],
+            "meta": self.index["meta"],
+            "episodes": len(self.episodes),
+            "train_samples": len(self.sample_ticks("train")),
+            "val_samples": len(self.sample_ticks("val")),
+        }
+
+    def check_sources(self) -> list[str]:
+        """Returns one line per episode whose recorded files have changed or gone since it was packed.
+
+        Compares names, sizes and modification times; reads no file.
+        """
+        changes = []
+        for index, entry in enumerate(self.episodes):
+            folder = self.folder(index)
+            if not folder.is_dir():
+                changes.append(f"{entry.path}: is gone")
+            elif fingerprint(folder) != entry.fingerprint:
+                changes.append(f"{entry.path}: has changed")
+        return changes
+
+    def folder(self, episode: int) -> Path:
+        """Returns where an episode's recording lies: where it was packed from, else beside the moved data set."""
+        raw = self.raw_episodes[episode]
+        absolute = Path(raw["absolute_path"])
+        return absolute if absolute.exists() else self.path / raw["relative_path"]
+
+    def image_times(self, episode: int) -> dict[str, np.ndarray]:
+        """Returns when each view's pictures of an episode were taken: view → (m,) f64 unix seconds."""
+        raw = self.raw_episodes[episode]
+        times = self.array("image_time")[raw["image_start"] : raw["image_stop"]]
+        bounds = np.cumsum(raw["images_per_view"])[:-1]
+        return dict(zip(raw["views"], np.split(times, bounds), strict=True)) if raw["views"] else {}
+
+    # --- samples ---
+
+    def sample_ticks(self, split: Split) -> np.ndarray:
+        """Returns the int64 tick rows that are samples of a split, ascending."""
+        if split not in ("train", "val", "all"):
+            raise UserError(f"unknown split {split!r}; choose train, val or all")
+        wanted = np.array([split in ("all", entry.split) for entry in self.episodes], bool)
+        return np.flatnonzero(self.ticks.is_sample & (self.ticks.record >= 0) & wanted[self.ticks.episode])
+
+    def actions(self, ticks: np.ndarray) -> np.ndarray:
+        """Returns action chunks (n, horizon, 7) f32: mm, degrees, gripper; the episode's last delta is repeated."""
+        rows = chunk_rows(np.asarray(ticks), self._last_tick[self.ticks.episode[ticks]], self.meta.horizon)
+        return self.ticks.delta[rows]
+
+    def previous_action(self, ticks: np.ndarray) -> np.ndarray:
+        """Returns (n, 7) f32: the delta of the tick before, zeros at an episode's start."""
+        ticks = np.asarray(ticks)
+        is_first = ticks == self._first_tick[self.ticks.episode[ticks]]
+        previous = self.ticks.delta[np.maximum(ticks - 1, 0)]
+        return np.where(is_first[:, None], np.float32(0), previous)
+
+    def sensor_windows(self, ticks: np.ndarray, size: int | None = None) -> np.ndarray:
+        """Returns (n, size, 1026) in the storage type: the newest rows at each tick, `size` as packed by default.
+
+        Rows before the recording's start (or before a gap) repeat its first row; zeros where there is no sensor.
+        """
+        ticks = np.asarray(ticks)
+        size = size or self.meta.sensor_window_size
+        begin, end = self.ticks.sensor_begin[ticks], self.ticks.sensor_end[ticks]
+        start = end - size
+        is_whole = (end >= 0) & (start >= begin)
+        if is_whole.any():
+            # Windows as they lie in the stream: one copy of many bytes each, where rows would be many small ones.
+            in_place = sliding_window_view(self.sensor, (size, NUM_CHANNELS))[:, 0]
+            windows = in_place[np.where(is_whole, start, 0)]
+        else:
+            windows = np.empty((len(ticks), size, NUM_CHANNELS), self.sensor.dtype)
+        for i in np.flatnonzero(~is_whole).tolist():
+            if end[i] < 0:
+                windows[i] = 0
+            else:
+                windows[i] = self.sensor[np.maximum(np.arange(start[i], end[i]), begin[i])]
+        self._release_pages(windows.nbytes)
+        return windows
+
+    def sensor_rows(self, ticks: np.ndarray) -> np.ndarray:
+        """Returns (n, 2) i32: the rows [begin, end) of `sensor` that a tick's window may use; −1 without sensor."""
+        return np.stack([self.ticks.sensor_begin[ticks], self.ticks.sensor_end[ticks]], axis=1).astype(
+            np.int32
+        )
+
+    def _release_pages(self, num_bytes: int) -> None:
+        """Gives a large stream's pages back from time to time; they stay cached, but no longer count as ours."""
+        self._bytes_since_release += num_bytes
+        if self.sensor.nbytes > MAX_MAPPED_BYTES and self._bytes_since_release > MAX_MAPPED_BYTES:
+            self._bytes_since_release = 0
+            self._sensor_map.madvise(mmap.MADV_DONTNEED)
+
+    def has_sensor(self, ticks: np.ndarray) -> np.ndarray:
+        """Returns bool (n,): whether a tick has sensor rows."""
+        return self.ticks.sensor_end[ticks] >= 0
+
+    def confidence(self, ticks: np.ndarray) -> np.ndarray:
+        """Returns (n,) f32, the weight of each sample's episode."""
+        return self._confidence[self.ticks.episode[ticks]]
+
+    def segment_mask(self, name: str, ticks: np.ndarray) -> np.ndarray:
+        """Returns bool (n,): whether a tick's time lies in a segment of that name of its episode."""
+        times, episodes = self.ticks.time[ticks], self.ticks.episode[ticks]
+        mask = np.zeros(len(times), bool)
+        for index, entry in enumerate(self.episodes):
+            for segment in entry.segments:
+                if segment.name == name:
+                    mask |= (episodes == index) & (times >= segment.start) & (times <= segment.end)
+        return mask
+
+    # --- vision-language records ---
+
+    def record_index(self, ticks: np.ndarray) -> np.ndarray:
+        """Returns (n,) int64: the record of the newest refresh at each tick, −1 where there is none."""
+        return self.ticks.record[ticks].astype(np.int64)
+
+    def required_records(self) -> np.ndarray:
+        """Returns the ascending indices of the records that some sample needs."""
+        return np.unique(self.record_index(self.sample_ticks("all")))
+
+    @cached_property
+    def records(self) -> Sequence[VLRecord]:
+        """The records, one per camera instant, made when asked for."""
+        return _Records(self)
+
+    @cached_property
+    def record_views(self) -> np.ndarray:
+        """(records, views) bool: which views each record has."""
+        return self.array("instant_images") >= 0
+
+    @cached_property
+    def _first_tick(self) -> np.ndarray:
+        return np.array([entry.tick_start for entry in self.episodes], np.int64)
+
+    @cached_property
+    def _last_tick(self) -> np.ndarray:
+        return np.array([entry.tick_stop - 1 for entry in self.episodes], np.int64)
+
+    @cached_property
+    def _confidence(self) -> np.ndarray:
+        return np.array([entry.confidence for entry in self.episodes], np.float32)
+
+
+def _map_sensor(path: Path) -> tuple[np.ndarray, mmap.mmap]:
+    """Maps the stream (R, 1026), and returns the map beside it, so that its pages can be released."""
+    with open(path, "rb") as file:
+        if np.lib.format.read_magic(file) != (1, 0):
+            raise ValueError(f"{path.name}: unknown version")
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        count = int(np.prod(shape))
+        return np.frombuffer(mapped, dtype, count, offset=file.tell()).reshape(shape), mapped
+
+
+class _Records(Sequence[VLRecord]):
+    def __init__(self, dataset: PackedDataset) -> None:
+        self._dataset = dataset
+        self._images = dataset.array("instant_images")
+        self._episode = dataset.array("instant_episode")
+        self._digest = dataset.array("image_digest")
+        self._start = dataset.array("image_start")
+        self._text = dataset.array("image_path")
+        self._folders: dict[int, Path] = {}
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        episode = int(self._episode[index])
+        if episode not in self._folders:
+            self._folders[episode] = self._dataset.folder(episode)
+        images = tuple(
+            ImageRef(view, self._folders[episode] / self._path(row), self._digest[row].tobytes().hex())
+            for view, row in zip(self._dataset.meta.views, self._images[index].tolist(), strict=True)
+            if row >= 0
+        )
+        return VLRecord(self._dataset.episodes[episode].instruction, images)
+
+    def __iter__(self) -> Iterator[VLRecord]:
+        return (self[i] for i in range(len(self)))
+
+    def _path(self, row: int) -> str:
+        return self._text[self._start[row] : self._start[row + 1]].tobytes().decode()
+
+
+def _episode_entry(raw: dict[str, Any]) -> EpisodeEntry:
+    names = EpisodeEntry.__dataclass_fields__
+    values = {name: raw[name] for name in names}
+    values["segments"] = tuple(Segment(**segment) for segment in raw["segments"])
+    values["notes"] = tuple(raw["notes"])
+    return EpisodeEntry(**values)
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: damaged data set ({error}); run prepare again") from error

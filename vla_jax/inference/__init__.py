@@ -1,1 +1,0 @@
-"""Running a trained policy: from a checkpoint directory to action chunks in mm and degrees."""

@@ -1,0 +1,1 @@
+"""Between recorded units and the network's: normalisation and its inverse."""

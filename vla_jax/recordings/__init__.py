@@ -1,0 +1,1 @@
+"""Recorded episodes as they lie on disk: finding them, and one reader for each format."""

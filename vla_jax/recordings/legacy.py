@@ -1,0 +1,218 @@
+"""Reads `legacy` episodes: data.pkl with actions at 10 Hz, picture paths and perhaps sensor rows per action."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from vla_jax.recordings import untrusted_files
+from vla_jax.recordings.recording import (
+    ACTION_DIM,
+    NUM_CHANNELS,
+    EpisodeError,
+    Recording,
+    SensorRecording,
+    ViewImages,
+    task_instruction,
+)
+from vla_jax.recordings.restricted_pickle import read_pickle
+
+LEGACY_HZ = 10.0
+CONFIDENCE_WITHOUT_SENSOR = 0.5
+
+
+@dataclass(frozen=True)
+class LegacyContent:
+    """What data.pkl and sensor_data.npy hold, checked.
+
+    actions: (T, 7) f32; image_paths: view → stored paths, None where missing; sensor: (T, 1026) or None.
+    """
+
+    actions: np.ndarray
+    image_paths: dict[str, tuple[str | None, ...]]
+    sensor: np.ndarray | None
+    instruction: str | None
+
+
+@dataclass(frozen=True)
+class ArrayRows:
+    """Sensor rows (R, 1026) in memory, or mapped."""
+
+    array: np.ndarray
+    file: str
+
+    window_rows = 1
+
+    @property
+    def num_windows(self) -> int:
+        """R."""
+        return len(self.array)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Type of the rows."""
+        return self.array.dtype
+
+    def blocks(self, rows_per_block: int) -> Iterator[np.ndarray]:
+        """Yields (n, 1, 1026) rows in order."""
+        for start in range(0, len(self.array), rows_per_block):
+            yield np.asarray(self.array[start : start + rows_per_block])[:, None]
+
+
+def read_legacy_content(folder: Path) -> LegacyContent:
+    """Reads what a legacy episode stores. Raises EpisodeError."""
+    stored = read_pickle(folder / "data.pkl")
+    if not isinstance(stored, dict):
+        raise EpisodeError(f"data.pkl: holds a {type(stored).__name__}, not a dictionary")
+    actions = stored.get("action")
+    if not isinstance(actions, np.ndarray) or actions.ndim != 2 or actions.shape[1] != ACTION_DIM:
+        shape = actions.shape if isinstance(actions, np.ndarray) else type(actions).__name__
+        raise EpisodeError(f"data.pkl: action is {shape}, expected an array (T, {ACTION_DIM})")
+    if not len(actions):
+        raise EpisodeError("data.pkl: holds no actions")
+    if not np.isfinite(actions).all():
+        raise EpisodeError(f"data.pkl: action {int(np.argwhere(~np.isfinite(actions))[0, 0])} is not finite")
+    instruction = stored.get("instruction")
+    if instruction is not None and (not isinstance(instruction, str) or not instruction.strip()):
+        raise EpisodeError("data.pkl: instruction is not a text")
+    return LegacyContent(
+        actions.astype(np.float32),
+        _image_paths(stored.get("image", {})),
+        _sensor(folder, stored.get("sensor_data"), len(actions)),
+        instruction,
+    )
+
+
+def _image_paths(stored: Any) -> dict[str, tuple[str | None, ...]]:
+    if not isinstance(stored, dict):
+        raise EpisodeError("data.pkl: image is not a dictionary of views")
+    views = {}
+    for view, paths in stored.items():
+        is_paths = isinstance(paths, list | tuple) and all(p is None or isinstance(p, str) for p in paths)
+        if not isinstance(view, str) or not is_paths:
+            raise EpisodeError(f"data.pkl: image[{str(view)[:40]!r}] is not a list of paths")
+        if len(paths):
+            views[view] = tuple(path or None for path in paths)
+    return dict(sorted(views.items()))
+
+
+def _sensor(folder: Path, stored: Any, num_actions: int) -> np.ndarray | None:
+    beside = folder / "sensor_data.npy"
+    if beside.exists():
+        try:
+            untrusted_files.check_ordinary(beside, untrusted_files.MAX_SENSOR_BYTES)
+            array = np.load(beside, mmap_mode="r", allow_pickle=False)
+        except (ValueError, OSError, EOFError) as error:
+            raise EpisodeError(f"sensor_data.npy: damaged ({error})") from error
+        # The reference ignores one of another shape.
+        if array.shape == (num_actions, NUM_CHANNELS) and array.dtype.kind == "f":
+            return array
+    if stored is None:
+        return None
+    if isinstance(stored, dict):
+        parts = [stored.get("force"), stored.get("fpi")]
+        if not all(isinstance(part, np.ndarray) and part.dtype.kind in "fiu" for part in parts):
+            raise EpisodeError("data.pkl: sensor_data lacks force or fpi")
+        force, scan = parts
+        if force.ndim == 1:
+            force = force[:, None]
+        if force.shape != (num_actions, 1) or scan.shape != (num_actions, NUM_CHANNELS - 1):
+            raise EpisodeError(
+                f"data.pkl: force {parts[0].shape} and fpi {scan.shape} for {num_actions} actions, expected "
+                f"({num_actions},) and ({num_actions}, {NUM_CHANNELS - 1})"
+            )
+        return np.concatenate([force, scan], axis=1).astype(np.float32)
+    if (
+        not isinstance(stored, np.ndarray)
+        or stored.shape != (num_actions, NUM_CHANNELS)
+        or stored.dtype.kind != "f"
+    ):
+        shape = stored.shape if isinstance(stored, np.ndarray) else type(stored).__name__
+        raise EpisodeError(f"data.pkl: sensor_data is {shape}, expected ({num_actions}, {NUM_CHANNELS})")
+    return stored.astype(np.float32)
+
+
+def read_legacy(folder: Path, *, allow_external: bool = False, with_sensor: bool = True) -> Recording:
+    """Reads one `legacy` episode. Its poses are unknown; each action is the delta of one control tick.
+
+    allow_external: accept pictures outside the episode's folder, where data.pkl says they are.
+    with_sensor: False leaves out the sensor rows; the confidence stays that of the recording.
+
+    Raises:
+        EpisodeError: data.pkl is damaged, hostile, or holds something of the wrong shape.
+    """
+    content = read_legacy_content(folder)
+    recording = Recording(
+        name=folder.resolve().name,
+        format="legacy",
+        folder=folder,
+        instruction=content.instruction or task_instruction(folder),
+        actions=content.actions,
+        robot_hz=LEGACY_HZ,
+        confidence=1.0 if content.sensor is not None else CONFIDENCE_WITHOUT_SENSOR,
+    )
+    recording.pose_times = _tick_times(content)
+    with recording.collecting():
+        recording.views = _views(content, recording.pose_times, folder, allow_external)
+    if with_sensor and content.sensor is not None:
+        recording.sensor = SensorRecording(
+            ArrayRows(content.sensor, "data.pkl"), recording.pose_times, LEGACY_HZ
+        )
+    return recording
+
+
+def _tick_times(content: LegacyContent) -> np.ndarray:
+    """Pictures and actions share their index: the ticks are the pictures' times where these are usable."""
+    nominal = np.arange(len(content.actions)) / LEGACY_HZ
+    for paths in content.image_paths.values():
+        if len(paths) == len(nominal) and None not in paths:
+            try:
+                times = np.array([untrusted_files.image_time(path) for path in paths])
+            except EpisodeError:
+                continue
+            if (np.diff(times) > 0).all():
+                return times
+    return nominal
+
+
+def _views(
+    content: LegacyContent, ticks: np.ndarray, folder: Path, allow_external: bool
+) -> dict[str, ViewImages]:
+    views, missing = {}, []
+    for view, paths in content.image_paths.items():
+        found = []
+        for path in paths[: len(ticks)]:
+            place = None if path is None else locate_image(folder, view, path, allow_external)
+            if path is not None and place is None:
+                missing.append(path)
+            found.append(place)
+        if any(found):
+            views[view] = ViewImages(ticks[: len(found)], tuple(found))
+    if missing:
+        hint = "" if allow_external else "; --allow-external-images reads them where data.pkl says they are"
+        first = repr(missing[0])[:200]
+        raise EpisodeError(
+            f"data.pkl: {len(missing)} picture(s) are not in the episode, the first {first}{hint}"
+        )
+    return views
+
+
+def locate_image(folder: Path, view: str, stored: str, allow_external: bool) -> str | None:
+    """Returns where a picture named in a pickle lies, relative to the episode's folder; None if it is not there.
+
+    Paths are looked for by view and file name under the folder first, since they were written on another machine.
+    A path that leaves the folder, through `..` or a link, does not count, unless `allow_external`.
+    """
+    parts = [part for part in PurePosixPath(stored.replace("\\", "/")).parts if part not in ("/", "..", ".")]
+    if not parts or "\0" in stored:
+        return None
+    root = folder.resolve()
+    for tail in (parts, parts[-2:], [view, parts[-1]], [*view.split("_"), parts[-1]], parts[-1:], parts[-3:]):
+        candidate = folder.joinpath(*tail)
+        if candidate.is_file() and candidate.resolve().is_relative_to(root):
+            return str(PurePosixPath(*tail))
+    if allow_external and (folder / stored).is_file():
+        return str((folder / stored).resolve())
+    return None

@@ -1,0 +1,81 @@
+"""Whole checkpoints from and to the PyTorch reference's files."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+
+from vla_jax.errors import UserError
+from vla_jax.models.config import PolicyConfig
+from vla_jax.preprocessing.normaliser import NormalisationConfig, Normaliser
+from vla_jax.reference.inferred_config import ReferenceOptions
+from vla_jax.reference.reference_policy import ReferencePolicy, load_reference
+from vla_jax.reference.torch_files import write_checkpoint
+from vla_jax.reference.weights import reference_weights
+from vla_jax.training.checkpoint import RunIdentity, checkpoint_steps, load_policy, save_policy
+from vla_jax.training.config import OptimizerConfig, TrainConfig
+
+
+def import_checkpoint(
+    source: Path, run: Path, options: ReferenceOptions | None = None
+) -> tuple[ReferencePolicy, Path]:
+    """Reads a reference checkpoint and writes it as RUN's only checkpoint; returns both.
+
+    The reference normalises nothing, so the normaliser written beside it is the identity.
+
+    Raises:
+        UserError: as `load_reference`; the file holds no sensor encoder though its fusion reads the sensor; or RUN
+            already holds a checkpoint.
+    """
+    options = options or ReferenceOptions()
+    if checkpoint_steps(run):
+        raise UserError(f"{run} already holds a checkpoint; choose another directory")
+    policy = load_reference(source, **dataclasses.asdict(options))
+    if policy.config.uses_sensor and not policy.has_encoder:
+        raise UserError(
+            f"{source} holds no sensor encoder, which fusion {policy.config.fusion.strategy} needs; import a "
+            "checkpoint with both parts"
+        )
+    config = TrainConfig(
+        policy=policy.config,
+        ema_decay=0.0,
+        sensor_dropout=0.0,
+        optimizer=OptimizerConfig(lr=1e-4, sensor_lr=1e-4, decay_everything=True),
+        normalisation=NormalisationConfig(actions="none", sensor="none", features="none"),
+    )
+    origin = {"imported_from": str(source), "options": dataclasses.asdict(options)}
+    directory = save_policy(
+        run,
+        policy.network,
+        config=config,
+        normaliser=identity_normaliser(policy.config),
+        identity=RunIdentity(features={}, data=origin),
+    )
+    return policy, directory
+
+
+def export_checkpoint(run: Path, out: Path) -> int:
+    """Writes a checkpoint's (averaged) weights as a `.pt` file in the reference's full layout; returns their number.
+
+    Raises:
+        UserError: RUN holds no checkpoint, or a network that the reference does not know.
+    """
+    policy = load_policy(run)
+    arrays = reference_weights(policy.network)
+    write_checkpoint(out, arrays)
+    return len(arrays)
+
+
+def identity_normaliser(config: PolicyConfig) -> Normaliser:
+    """A normaliser that changes nothing: the reference works on raw values."""
+    zero, one = np.zeros((), np.float32), np.ones((), np.float32)
+    return Normaliser(
+        action_offset=np.zeros(config.action_dim, np.float32),
+        action_scale=np.ones(config.action_dim, np.float32),
+        force_offset=zero,
+        force_scale=one,
+        ascan_scale=one,
+        feature_offset=np.zeros((1, config.vl_dim), np.float32),
+        feature_scale=np.ones((1, config.vl_dim), np.float32),
+        centre_ascan=False,
+    )

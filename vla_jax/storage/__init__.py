@@ -1,0 +1,1 @@
+"""What reaches the disk whole: write-then-rename, locks, checksums, stop signals, configurations as JSON."""

@@ -1,0 +1,76 @@
+"""What a run says before its first update: where it computes, what it holds, what it will see."""
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from vla_jax.dataset.feature_table import FeatureTable
+from vla_jax.dataset.packed_dataset import PackedDataset
+from vla_jax.training.config import TrainConfig
+from vla_jax.training.optimizer import parameter_name
+from vla_jax.training.sharding import Mesh
+from vla_jax.training.state import TrainState
+
+
+def describe_devices(mesh: Mesh) -> str:
+    """Returns the mesh's devices and axes, for instance "8 NVIDIA H200, mesh data 4 × fsdp 2"."""
+    kinds = Counter(device.device_kind for device in mesh.devices.flat)
+    listed = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+    axes = " × ".join(f"{name} {size}" for name, size in mesh.shape.items())
+    processes = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
+    return f"{listed}{processes}, mesh {axes}"
+
+
+def describe_state(state: TrainState) -> str:
+    """Returns parameter counts by part, and the bytes of the whole training state on each device."""
+    parts: Counter[str] = Counter()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state.params):
+        parts[parameter_name(path).split(".")[0]] += leaf.size
+    listed = ", ".join(f"{name} {_count(count)}" for name, count in parts.items())
+    leaves = jax.tree.leaves(state)
+    held = sum(leaf.addressable_shards[0].data.nbytes for leaf in leaves)
+    return (
+        f"{_count(sum(parts.values()))} parameters ({listed}); with average and optimizer {_megabytes(held)} "
+        "on each device"
+    )
+
+
+def describe_samples(config: TrainConfig, dataset: PackedDataset, features: FeatureTable) -> Iterator[str]:
+    """Yields the samples of an epoch, and of each source."""
+    ticks = features.sample_ticks("train")
+    yield (
+        f"{len(ticks)} training and {len(features.sample_ticks('val'))} held-out samples; an epoch is "
+        f"{len(ticks) / config.batch_size:.1f} updates of {config.batch_size}, the run {config.steps} updates"
+    )
+    sources = np.array([entry.source for entry in dataset.episodes])[dataset.ticks.episode[ticks]]
+    with_sensor = dataset.has_sensor(ticks)
+    for source in sorted(set(sources)):
+        mine = sources == source
+        yield f"  {source}: {mine.sum()} training samples, {(mine & with_sensor).sum()} with sensor"
+
+
+def describe_memory(compiled: Any) -> str:
+    """Returns what the compiled update needs at its peak on each device, as the compiler says."""
+    needs = compiled.memory_analysis()
+    if needs is None:
+        return "its peak memory is not known on this device"
+    peak = (
+        needs.argument_size_in_bytes
+        + needs.output_size_in_bytes
+        - needs.alias_size_in_bytes
+        + needs.temp_size_in_bytes
+    )
+    return (
+        f"it needs {_megabytes(peak)} on each device, {_megabytes(needs.temp_size_in_bytes)} of it temporary"
+    )
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:.1f} MB"
+
+
+def _count(number: int) -> str:
+    return f"{number / 1e6:.1f} M" if number >= 1e6 else f"{number:,}"
