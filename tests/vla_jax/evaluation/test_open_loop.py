@@ -5,6 +5,7 @@ import pytest
 
 from tests.vla_jax.evaluation.workspace import make_workspace, policy_config, save_run
 from vla_jax.errors import UserError
+from vla_jax.evaluation import open_loop
 from vla_jax.evaluation.baselines import baseline_predictions
 from vla_jax.evaluation.judgement import error_factor, judge
 from vla_jax.evaluation.metrics import action_metrics
@@ -29,7 +30,7 @@ def diffusion(workspace):
 @pytest.fixture(scope="module")
 def judged(policy, workspace):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluation_report, "measure_latency", lambda policy: LATENCY)
+        patch.setattr(open_loop, "measure_latency", lambda policy: LATENCY)
         return evaluate(policy, workspace.dataset, workspace.features, "all", batch_size=16)
 
 
