@@ -31,7 +31,9 @@ class WorkItem:
     images: tuple[ImageSource, ...]
 
 
-def make_work(provenance_digest: str, records: Sequence[tuple[str, Sequence[ImageSource]]]) -> list[WorkItem]:
+def make_worklist(
+    provenance_digest: str, records: Sequence[tuple[str, Sequence[ImageSource]]]
+) -> list[WorkItem]:
     """Returns the work items of (prompt, images) pairs, each key once, in the order of first appearance."""
     items: dict[str, WorkItem] = {}
     for prompt, images in records:
@@ -40,7 +42,7 @@ def make_work(provenance_digest: str, records: Sequence[tuple[str, Sequence[Imag
     return list(items.values())
 
 
-def measure(
+def count_tokens(
     items: Sequence[WorkItem],
     num_tokens: Callable[[str, list[tuple[int, int]]], int],
     threads: ThreadPoolExecutor,

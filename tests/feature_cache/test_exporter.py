@@ -12,7 +12,7 @@ from feature_cache.export_progress import SharedProgress
 from feature_cache.exporter import export
 from feature_cache.memory_limit import encode_within_memory
 from feature_cache.store import FeatureStore, shard_paths
-from feature_cache.worklist import make_work, read_images
+from feature_cache.worklist import make_worklist, read_images
 from tests.feature_cache.conftest import random_image
 from vla_jax.errors import UserError
 from vla_jax.progress import progress_bar
@@ -21,7 +21,7 @@ from vla_jax.progress import progress_bar
 @pytest.fixture
 def work(backbone_files, write_records):
     provenance = backbone_files.provenance()
-    return provenance, make_work(provenance.digest(), write_records(12))
+    return provenance, make_worklist(provenance.digest(), write_records(12))
 
 
 @pytest.fixture(autouse=True)
