@@ -20,8 +20,8 @@ from tqdm import tqdm
 
 from feature_cache import shard as shards
 from feature_cache.backbone import Backbone, BackboneFiles, default_device, load_backbone
+from feature_cache.encoder import RecordEncoder
 from feature_cache.export_progress import SharedProgress
-from feature_cache.memory_limit import MemoryLimit, encode_within_memory
 from feature_cache.processor import PreparedRecord
 from feature_cache.store import FeatureStore, ShardWriter, prepare_directory, shard_paths
 from feature_cache.worklist import WorkItem, count_tokens, make_batches, process_share, read_images
@@ -123,7 +123,7 @@ def export(
             disable=rank > 0,
         )
         writer = ShardWriter(cache_dir, provenance, max_bytes=1 << 62)
-        run = _Run(backbone, provenance, writer, progress)
+        run = _Run(RecordEncoder(backbone, provenance), writer, progress)
         with bar, stop_requested(_STOPPING) as stop, _threads_for_decoding(backbone):
             start = time.monotonic()
             run.encode_all(todo, threads, bar, stop)
@@ -158,14 +158,10 @@ def open_checked(cache_dir: str | os.PathLike, provenance: Provenance) -> Featur
 class _Run:
     """One process's share of an export in progress."""
 
-    def __init__(
-        self, backbone: Backbone, provenance: Provenance, writer: ShardWriter, progress: SharedProgress
-    ) -> None:
-        self._backbone = backbone
-        self._provenance = provenance
+    def __init__(self, encoder: RecordEncoder, writer: ShardWriter, progress: SharedProgress) -> None:
+        self._encoder = encoder
         self._writer = writer
         self._progress = progress
-        self._limit = MemoryLimit()
         self.num_written = 0
         self.busy_seconds = 0.0
 
@@ -175,7 +171,7 @@ class _Run:
         """Encodes and writes the batches in order, until the end or a signal."""
         started = looked = time.monotonic()
         shard_seconds = _FIRST_SHARD_SECONDS
-        with contextlib.closing(_prepared_batches(self._backbone, todo, threads)) as prepared:
+        with contextlib.closing(_prepared_batches(self._encoder, todo, threads)) as prepared:
             try:
                 for batch, records, inputs in prepared:
                     self._encode(batch, records, inputs)
@@ -198,7 +194,7 @@ class _Run:
 
     def _encode(self, batch: list[WorkItem], records: list[PreparedRecord], inputs: dict[str, Any]) -> None:
         begin = time.monotonic()
-        features = encode_within_memory(self._backbone, records, self._provenance, self._limit, inputs)
+        features = self._encoder.encode(records, inputs)
         self.busy_seconds += time.monotonic() - begin
         for item, slots in zip(batch, features, strict=True):
             self._writer.add(item.key, slots, prompt=item.prompt)
@@ -207,16 +203,16 @@ class _Run:
 
 
 def _prepared_batches(
-    backbone: Backbone, todo: list[list[WorkItem]], threads: ThreadPoolExecutor
+    encoder: RecordEncoder, todo: list[list[WorkItem]], threads: ThreadPoolExecutor
 ) -> Iterator[tuple[list[WorkItem], list[PreparedRecord], dict[str, Any]]]:
     """Yields the batches in order, each with its records and their inputs, made by `threads` ahead of time."""
 
     def prepare(item: WorkItem) -> PreparedRecord:
-        return backbone.processor.prepare(item.prompt, read_images(item))
+        return encoder.prepare(item.prompt, read_images(item))
 
     def collate(records: list[Future[PreparedRecord]]) -> dict[str, Any]:
         # The threads take their work in order, so that all of these are done or in other threads' hands.
-        return backbone.collate([record.result() for record in records])
+        return encoder.collate([record.result() for record in records])
 
     ahead: deque[tuple[list[WorkItem], list[Future[PreparedRecord]], Future[dict[str, Any]]]] = deque()
     remaining = iter(todo)

@@ -13,6 +13,7 @@ import pytest
 from feature_cache import exporter
 from feature_cache import shard as shards
 from feature_cache.backbone import find_backbone
+from feature_cache.encoder import RecordEncoder
 from feature_cache.maintenance import damaged_shards
 from feature_cache.store import FeatureStore, shard_paths
 from feature_cache.worklist import make_worklist
@@ -31,7 +32,7 @@ def run_rank(rank, world_size, backbone, records, cache, log):
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size))
     exporter._SHARD_BYTES = 1
-    encode, add, num_batches = exporter.encode_within_memory, exporter.ShardWriter.add, itertools.count()
+    encode, add, num_batches = RecordEncoder.encode, exporter.ShardWriter.add, itertools.count()
     batch = [0]
 
     def counted_encode(*arguments):
@@ -44,7 +45,7 @@ def run_rank(rank, world_size, backbone, records, cache, log):
         add(writer, key, features, **options)
 
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    exporter.encode_within_memory, exporter.ShardWriter.add = counted_encode, logged_add
+    RecordEncoder.encode, exporter.ShardWriter.add = counted_encode, logged_add
     files = find_backbone(backbone)
     provenance = files.provenance()
     work = make_worklist(provenance.digest(), records)

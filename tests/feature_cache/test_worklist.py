@@ -68,20 +68,10 @@ def test_lengths_come_from_the_headers(write_records):
 
 def test_an_image_that_has_changed_is_named(write_records, tmp_path):
     (_, item) = make_worklist("p", write_records(2))
-    assert read_images(item)[0].size == (56, 84)
-    random_image(99).save(tmp_path / "images/1_0.jpg")
+    path = tmp_path / "images/1_0.jpg"
+    assert read_images(item) == [(str(path), path.read_bytes())]
+    random_image(99).save(path)
     with pytest.raises(UserError, match=r"1_0\.jpg: this image has changed since the data set was prepared"):
-        read_images(item)
-
-
-def test_a_truncated_image_is_named(tmp_path):
-    from feature_cache.keys import image_digest
-
-    path = tmp_path / "short.jpg"
-    random_image(0, 112, 112).save(path)
-    path.write_bytes(path.read_bytes()[:-400])
-    (item,) = make_worklist("p", [("go", [ImageSource(str(path), image_digest(path.read_bytes()))])])
-    with pytest.raises(UserError, match=r"short\.jpg: damaged image"):
         read_images(item)
 
 
