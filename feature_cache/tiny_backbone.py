@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 
 from vla_jax.errors import UserError
-from vla_jax.storage.replacing import put_in_place, temporary_folder
+from vla_jax.storage.replacing import replace_folder, temporary_folder
 
 # In the order of the real vocabulary; their ids follow the byte-pair merges.
 _SPECIAL_TOKENS = (
@@ -74,7 +74,7 @@ def write_tiny_backbone(out: str | os.PathLike, *, seed: int = 0) -> Path:
             tokenizer.save_pretrained(folder)
             _image_processor().save_pretrained(folder)
             _model(tokenizer, seed).save_pretrained(folder)
-            put_in_place(folder, out)
+            replace_folder(folder, out)
     except OSError as error:
         raise UserError(f"{out}: cannot write a backbone here ({error})") from error
     return out

@@ -16,7 +16,7 @@ LOCK_FILE = ".lock"
 def locked(folder: Path, *, busy: str) -> Iterator[None]:
     """Makes a folder and holds it against other processes; the lock ends with the process, however it ends.
 
-    A folder in which nothing has been written meanwhile is removed again.
+    Afterwards the folder is removed again if it is empty.
 
     busy: what to say when another process holds it.
 
@@ -33,11 +33,9 @@ def locked(folder: Path, *, busy: str) -> Iterator[None]:
         try:
             yield
         finally:
-            if os.listdir(folder) == [LOCK_FILE]:
+            with contextlib.suppress(OSError):
                 (folder / LOCK_FILE).unlink()
-                # Should another process have begun to use the folder, it stays.
-                with contextlib.suppress(OSError):
-                    folder.rmdir()
+                folder.rmdir()
 
 
 def _lock(folder: Path) -> BinaryIO:
@@ -50,7 +48,7 @@ def _lock(folder: Path) -> BinaryIO:
             if os.path.samestat(os.fstat(handle.fileno()), os.stat(folder / LOCK_FILE)):
                 return handle
         except FileNotFoundError:
-            # Its last holder has removed it between our opening and locking it, as a lock of a folder without content.
+            # Its last holder has removed it between our opening and locking it.
             pass
         except BaseException:
             handle.close()

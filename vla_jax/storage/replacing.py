@@ -39,7 +39,7 @@ def replace_text(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def temporary_folder(path: Path, *, within: Path | None = None) -> Iterator[Path]:
-    """Makes an empty folder for what is to become `path` by `put_in_place`; what is not put there is removed.
+    """Makes an empty folder for what is to become `path` by `put_in_place` or `replace_folder`; else it is removed.
 
     within: where to make it, on the same file system; beside `path` by default.
     """
@@ -52,10 +52,19 @@ def temporary_folder(path: Path, *, within: Path | None = None) -> Iterator[Path
 
 
 def put_in_place(folder: Path, path: Path) -> None:
-    """Gives a finished folder its name; a folder of that name goes as a whole first."""
+    """Gives a finished folder its name.
+
+    Raises:
+        OSError: there is something of that name.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    if not path.exists():
-        folder.rename(path)
+    folder.rename(path)
+
+
+def replace_folder(folder: Path, path: Path) -> None:
+    """Gives a finished folder its name in place of the folder that has it, if one does; for a moment there is none."""
+    if not path.is_dir():
+        put_in_place(folder, path)
         return
     old = _temporary_name(path, path.parent)
     path.rename(old)

@@ -23,7 +23,10 @@ from vla_jax.errors import UserError
 from vla_jax.storage.locks import locked
 # Makes, locks and removes the folder all the time; a second holder would find the mark of the first.
 folder, mark, done = Path(sys.argv[1]), Path(sys.argv[2]), 0
-while done < 150:
+mark.with_name(sys.argv[3]).touch()
+while not mark.with_name("go").exists():
+    pass
+while done < 400:
     try:
         with locked(folder, busy="busy"):
             mark.touch(exist_ok=False)
@@ -57,14 +60,17 @@ def test_a_folder_without_content_is_removed_and_one_with_content_stays(tmp_path
     assert not (tmp_path / "deep" / "empty").exists()
     with locked(tmp_path / "full", busy="busy"):
         (tmp_path / "full" / "file").write_text("x")
-    assert (tmp_path / "full" / "file").read_text() == "x"
+    assert [path.name for path in (tmp_path / "full").iterdir()] == ["file"]
 
 
 def test_processes_that_make_and_remove_one_folder_never_hold_it_together(tmp_path):
-    processes = [start_python(COUNT, tmp_path / "run", tmp_path / "mark") for _ in range(3)]
+    processes = [start_python(COUNT, tmp_path / "run", tmp_path / "mark", name) for name in "abc"]
+    for name, process in zip("abc", processes, strict=True):
+        wait_for((tmp_path / name).exists, process)
+    (tmp_path / "go").touch()
     for process in processes:
         output, errors = process.communicate(timeout=120)
-        assert output.strip() == "150", errors
+        assert output.strip() == "400", errors
 
 
 def test_a_place_that_cannot_be_written_to_is_named(tmp_path):

@@ -17,6 +17,7 @@ from vla_jax.storage.replacing import (
     remove_folder,
     remove_leftovers,
     replace_file,
+    replace_folder,
     replace_text,
     temporary_folder,
 )
@@ -25,13 +26,13 @@ from vla_jax.storage.replacing import (
 REPLACE_FOLDERS = """
 import itertools, sys
 from pathlib import Path
-from vla_jax.storage.replacing import put_in_place, temporary_folder
+from vla_jax.storage.replacing import replace_folder, temporary_folder
 path = Path(sys.argv[1])
 for number in itertools.count():
     with temporary_folder(path) as folder:
         for name in range(40):
             (folder / str(name)).write_text(str(number))
-        put_in_place(folder, path)
+        replace_folder(folder, path)
 """
 
 REPLACE_FILE = """
@@ -100,9 +101,23 @@ def test_a_folder_takes_the_place_of_the_old_one(tmp_path):
     for number in (1, 2):
         with temporary_folder(path) as folder:
             (folder / f"{number}.txt").write_text("x")
-            put_in_place(folder, path)
+            replace_folder(folder, path)
         assert names(path) == [f"{number}.txt"]
     assert names(path.parent) == ["data"]
+
+
+def test_what_is_there_is_not_replaced_unasked(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "old").write_text("x")
+    (tmp_path / "file").write_text("in the way")
+    for name, put in (("data", put_in_place), ("file", put_in_place), ("file", replace_folder)):
+        with temporary_folder(tmp_path / name) as folder:
+            (folder / "new").write_text("x")
+            with pytest.raises(OSError, match=name):
+                put(folder, tmp_path / name)
+    assert names(tmp_path / "data") == ["old"]
+    assert (tmp_path / "file").read_text() == "in the way"
+    assert names(tmp_path) == ["data", "file"]
 
 
 def test_a_folder_may_be_made_elsewhere_and_is_removed_when_it_is_not_wanted(tmp_path):
