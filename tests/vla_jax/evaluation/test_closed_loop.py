@@ -7,8 +7,9 @@ import jax
 import numpy as np
 import pytest
 
+from tests.vla_jax.policy.policies import CHANNELS, ROWS, SLOTS, WIDTH, tiny_policy
 from vla_jax.contracts.environment import Outcome, Reading
-from vla_jax.contracts.specs import ActionSpec, FeatureSpec
+from vla_jax.contracts.specs import LAB_ACTIONS, ActionSpec, FeatureSpec
 from vla_jax.evaluation.closed_loop import RolloutSettings, roll_out
 
 GOAL = 1.0
@@ -222,6 +223,51 @@ def test_finished_episodes_are_there_before_the_others_end():
     first = next(rollouts)
     assert first.outcome.success
     assert list(lengths) == [0]
+
+
+class Arm:
+    """Stands still with noise in its sensor; enough to be looked at by a real policy."""
+
+    actions = LAB_ACTIONS
+
+    def reset(self, seed):
+        self.rng, self.tick = np.random.default_rng(seed), 0
+        return self.step(None)
+
+    def step(self, action):
+        self.tick += 1
+        sensor = self.rng.normal(size=(2 * ROWS, CHANNELS)).astype(np.float32)
+        return Reading(self.tick / 10, "go", {}, 0.0, sensor, np.zeros(6))
+
+    def is_over(self):
+        return False
+
+    def outcome(self):
+        return Outcome(False, "did_not_move")
+
+
+class ConstantEncoder:
+    spec = FeatureSpec(SLOTS, WIDTH)
+
+    def encode(self, prompt, images):
+        return np.linspace(0, 1, SLOTS * WIDTH, dtype=np.float32).reshape(SLOTS, WIDTH), np.arange(SLOTS) > 0
+
+
+def test_a_real_policy_acts_with_its_own_noise():
+    policy = tiny_policy("diffusion")
+    key = jax.random.key(3)
+    settings = RolloutSettings(max_ticks=3, sensor_rows=ROWS)
+    rollouts = roll_out(policy.predict, ConstantEncoder(), [Arm(), Arm()], [4, 9], settings, key)
+    for rollout in rollouts:
+        world = Arm()
+        readings = [world.reset(rollout.seed), world.step(None), world.step(None)]
+        vl, vl_mask = ConstantEncoder().encode("go", {})
+        for tick, reading in enumerate(readings):
+            row_key = jax.random.fold_in(jax.random.fold_in(key, rollout.seed), tick)
+            expected = policy.predict(
+                vl[None], vl_mask[None], reading.sensor[None, -ROWS:], np.ones(1, bool), row_key[None]
+            )
+            np.testing.assert_allclose(rollout.chunks[tick], expected[0], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["execute", "refresh_ticks", "max_ticks"])
