@@ -99,7 +99,12 @@ def leftovers(folder: Path, *, older_than_s: float = 0.0, now: float | None = No
     now: Unix time, for tests.
     """
     now = time.time() if now is None else now
-    return [path for path in folder.glob(f"{TEMPORARY}*") if now - path.stat().st_mtime >= older_than_s]
+    found = []
+    for path in folder.glob(f"{TEMPORARY}*"):
+        with contextlib.suppress(FileNotFoundError):  # a writer at work has renamed it
+            if now - path.stat().st_mtime >= older_than_s:
+                found.append(path)
+    return found
 
 
 def _temporary_name(path: Path, folder: Path) -> Path:
