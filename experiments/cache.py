@@ -11,13 +11,17 @@ from tyro.conf import Positional, arg, subcommand
 from experiments import cli
 from experiments.console import make_console
 from experiments.data import open_dataset
-from feature_cache.keys import imported_provenance
 from feature_cache.maintenance import ProvenanceStatistics, collect_garbage, damaged_shards, merge, statistics
-from feature_cache.reference_cache import ImportedRecord, import_features, reference_files
 from feature_cache.store import FeatureStore
 from vla_jax.dataset.feature_table import record_keys
 from vla_jax.dataset.packed_dataset import PackedDataset
 from vla_jax.errors import UserError
+from vla_jax.reference.cached_files import (
+    ImportedRecord,
+    import_features,
+    imported_provenance,
+    reference_files,
+)
 from vla_jax.reference.cached_records import match_reference_files
 
 _NUM_PROMPTS_SHOWN = 3

@@ -16,7 +16,7 @@ from experiments.data import open_dataset
 from feature_cache.backbone import find_backbone
 from feature_cache.exporter import export
 from feature_cache.processor import parse_image_size
-from feature_cache.worklist import ImageSource, make_work, process_share
+from feature_cache.worklist import ImageSource, make_worklist, process_share
 from vla_jax.dataset.packed_dataset import INDEX_FILE, PackedDataset
 from vla_jax.dataset.packed_episode import PartOptions
 from vla_jax.dataset.preparation import PrepareOptions, prepare
@@ -98,7 +98,7 @@ def _export(arguments: Arguments, dataset: PackedDataset) -> int | None:
     provenance = files.provenance(
         pooling=arguments.pooling, grid=arguments.grid, layer=arguments.layer, dtype=arguments.dtype
     )
-    items = make_work(
+    items = make_worklist(
         provenance.digest(),
         [
             (record.prompt, [ImageSource(str(image.path), image.digest) for image in record.images])

@@ -10,7 +10,7 @@ import numpy as np
 from safetensors import SafetensorError
 
 from feature_cache.adapter import adapter_files, merge_adapter
-from feature_cache.content_digest import content_fingerprint
+from feature_cache.content_digest import content_digest
 from feature_cache.pooling import slot_weights
 from feature_cache.processor import PreparedRecord, PromptImageProcessor
 from vla_jax.contracts.provenance import DEFAULT_MAX_PIXELS, Provenance
@@ -33,9 +33,10 @@ class BackboneFiles:
     config: Any
     """`Qwen2_5_VLConfig`"""
     processor: PromptImageProcessor
-    fingerprint: str
+    digest: str
+    """Of the configuration and the weights, by content."""
     adapter: Path | None
-    adapter_fingerprint: str | None
+    adapter_digest: str | None
 
     def provenance(
         self, *, pooling: str = "grid", grid: int = 2, layer: int = -1, dtype: str = "float16"
@@ -48,9 +49,9 @@ class BackboneFiles:
                 f"or {-num_layers - 1} to -1 counted from the last"
             )
         return Provenance(
-            backbone=self.fingerprint,
+            backbone=self.digest,
             backbone_name=self.name,
-            adapter=self.adapter_fingerprint,
+            adapter=self.adapter_digest,
             processor=self.processor.settings(),
             chat_template=self.processor.template_digest(),
             pooling=pooling,
@@ -160,7 +161,7 @@ def find_backbone(
 
     folder = _local_folder(path_or_id)
     adapter_path = None if adapter is None else Path(adapter).expanduser()
-    adapter_fingerprint = None if adapter_path is None else content_fingerprint(adapter_files(adapter_path))
+    adapter_digest = None if adapter_path is None else content_digest(adapter_files(adapter_path))
     try:
         config = transformers.AutoConfig.from_pretrained(folder)
         if config.model_type != "qwen2_5_vl":
@@ -175,9 +176,9 @@ def find_backbone(
         name=str(folder.resolve()) if Path(path_or_id).expanduser().is_dir() else path_or_id,
         config=config,
         processor=processor,
-        fingerprint=content_fingerprint([folder / "config.json", *_files(folder, _WEIGHT_FILES)]),
+        digest=content_digest([folder / "config.json", *_files(folder, _WEIGHT_FILES)]),
         adapter=adapter_path,
-        adapter_fingerprint=adapter_fingerprint,
+        adapter_digest=adapter_digest,
     )
 
 

@@ -12,28 +12,30 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+from vla_jax.storage.checksums import file_digest
 from vla_jax.storage.replacing import replace_text
 
 # A file changed within this time may change again without a new time stamp, so it is not remembered yet.
 _SETTLED_SECONDS = 2.0
 
 
-def content_fingerprint(files: Iterable[Path]) -> str:
+def content_digest(files: Iterable[Path]) -> str:
     """Returns the hex digest of the names and contents of files; their directory plays no part."""
     memory = _read_memory()
     known = dict(memory)
-    digests = [(path.name, _file_digest(path, memory)) for path in sorted(files, key=lambda path: path.name)]
+    digests = [
+        (path.name, _remembered_digest(path, memory)) for path in sorted(files, key=lambda path: path.name)
+    ]
     if memory != known:
         _write_memory(memory)
     return hashlib.sha256(json.dumps(digests).encode()).hexdigest()
 
 
-def _file_digest(path: Path, memory: dict[str, str]) -> str:
+def _remembered_digest(path: Path, memory: dict[str, str]) -> str:
     status = path.stat()
     identity = f"{path.resolve()}:{status.st_size}:{status.st_mtime_ns}"
     if identity not in memory:
-        with open(path, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = file_digest(path)
         if time.time() - status.st_mtime < _SETTLED_SECONDS:
             return digest
         memory[identity] = digest
@@ -42,6 +44,7 @@ def _file_digest(path: Path, memory: dict[str, str]) -> str:
 
 def _memory_path() -> Path:
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    # The name that older versions gave it: seven gigabytes are not hashed anew for a better one.
     return Path(base) / "vla-jax" / "fingerprints.json"
 
 

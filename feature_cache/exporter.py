@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import logging
 import os
-import signal
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -21,13 +20,14 @@ from tqdm import tqdm
 
 from feature_cache import shard as shards
 from feature_cache.backbone import Backbone, BackboneFiles, default_device, load_backbone
+from feature_cache.encoder import RecordEncoder
 from feature_cache.export_progress import SharedProgress
-from feature_cache.memory_limit import MemoryLimit, encode_within_memory
 from feature_cache.processor import PreparedRecord
 from feature_cache.store import FeatureStore, ShardWriter, prepare_directory, shard_paths
-from feature_cache.worklist import WorkItem, make_batches, measure, process_share, read_images
+from feature_cache.worklist import WorkItem, count_tokens, make_batches, process_share, read_images
 from vla_jax.contracts.provenance import Provenance
 from vla_jax.progress import progress_bar
+from vla_jax.storage.stop_signals import StopFlag, stop_requested
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +38,7 @@ _SHARD_SECONDS = 60.0
 _FIRST_SHARD_SECONDS = 5.0
 # Between two looks at what the other ranks have written.
 _LOOK_SECONDS = 5.0
+_STOPPING = "stopping after the batch in hand; its shard is written (again to end at once)"
 # Batches whose images are decoded ahead of the model.
 _BATCHES_AHEAD = 3
 DEFAULT_BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}
@@ -99,7 +100,7 @@ def export(
     num_threads = num_threads or min(8, os.cpu_count() or 1)
     with ThreadPoolExecutor(num_threads) as threads:
         # Before the backbone is loaded, which may take minutes: this finds the images that are missing.
-        num_tokens = measure(items, files.processor.num_tokens, threads)
+        num_tokens = count_tokens(items, files.processor.num_tokens, threads)
         device = device or default_device() if backbone is None else str(backbone.device)
         batch_tokens = batch_tokens or DEFAULT_BATCH_TOKENS.get(device.partition(":")[0], 4096)
         rank, world_size = process_share()
@@ -122,8 +123,8 @@ def export(
             disable=rank > 0,
         )
         writer = ShardWriter(cache_dir, provenance, max_bytes=1 << 62)
-        run = _Run(backbone, provenance, writer, progress)
-        with bar, _graceful_stop() as stop, _threads_for_decoding(backbone):
+        run = _Run(RecordEncoder(backbone, provenance), writer, progress)
+        with bar, stop_requested(_STOPPING) as stop, _threads_for_decoding(backbone):
             start = time.monotonic()
             run.encode_all(todo, threads, bar, stop)
             seconds = max(time.monotonic() - start, 1e-9)
@@ -150,31 +151,27 @@ def open_checked(cache_dir: str | os.PathLike, provenance: Provenance) -> Featur
         path = error.path
         logger.warning("%s: damaged (%s); set aside, its features are exported again", path, error.reason)
         with contextlib.suppress(FileNotFoundError):  # another process was faster
-            os.replace(path, path.with_name(path.name + ".damaged"))
+            path.rename(path.with_name(path.name + ".damaged"))
     return FeatureStore.open(cache_dir, provenance.name())
 
 
 class _Run:
     """One process's share of an export in progress."""
 
-    def __init__(
-        self, backbone: Backbone, provenance: Provenance, writer: ShardWriter, progress: SharedProgress
-    ) -> None:
-        self._backbone = backbone
-        self._provenance = provenance
+    def __init__(self, encoder: RecordEncoder, writer: ShardWriter, progress: SharedProgress) -> None:
+        self._encoder = encoder
         self._writer = writer
         self._progress = progress
-        self._limit = MemoryLimit()
         self.num_written = 0
         self.busy_seconds = 0.0
 
     def encode_all(
-        self, todo: list[list[WorkItem]], threads: ThreadPoolExecutor, bar: tqdm, stop: "_Stop"
+        self, todo: list[list[WorkItem]], threads: ThreadPoolExecutor, bar: tqdm, stop: StopFlag
     ) -> None:
         """Encodes and writes the batches in order, until the end or a signal."""
         started = looked = time.monotonic()
         shard_seconds = _FIRST_SHARD_SECONDS
-        with contextlib.closing(_prepared_batches(self._backbone, todo, threads)) as prepared:
+        with contextlib.closing(_prepared_batches(self._encoder, todo, threads)) as prepared:
             try:
                 for batch, records, inputs in prepared:
                     self._encode(batch, records, inputs)
@@ -183,7 +180,7 @@ class _Run:
                         self._progress.look()
                         looked = now
                     bar.update(self._progress.num_done - bar.n)
-                    if stop.signal is not None:
+                    if stop.is_set:
                         break
                     if self._writer.num_bytes >= _SHARD_BYTES or now - started >= shard_seconds:
                         self._writer.flush()
@@ -197,7 +194,7 @@ class _Run:
 
     def _encode(self, batch: list[WorkItem], records: list[PreparedRecord], inputs: dict[str, Any]) -> None:
         begin = time.monotonic()
-        features = encode_within_memory(self._backbone, records, self._provenance, self._limit, inputs)
+        features = self._encoder.encode(records, inputs)
         self.busy_seconds += time.monotonic() - begin
         for item, slots in zip(batch, features, strict=True):
             self._writer.add(item.key, slots, prompt=item.prompt)
@@ -206,16 +203,16 @@ class _Run:
 
 
 def _prepared_batches(
-    backbone: Backbone, todo: list[list[WorkItem]], threads: ThreadPoolExecutor
+    encoder: RecordEncoder, todo: list[list[WorkItem]], threads: ThreadPoolExecutor
 ) -> Iterator[tuple[list[WorkItem], list[PreparedRecord], dict[str, Any]]]:
     """Yields the batches in order, each with its records and their inputs, made by `threads` ahead of time."""
 
     def prepare(item: WorkItem) -> PreparedRecord:
-        return backbone.processor.prepare(item.prompt, read_images(item))
+        return encoder.prepare(item.prompt, read_images(item))
 
     def collate(records: list[Future[PreparedRecord]]) -> dict[str, Any]:
         # The threads take their work in order, so that all of these are done or in other threads' hands.
-        return backbone.collate([record.result() for record in records])
+        return encoder.collate([record.result() for record in records])
 
     ahead: deque[tuple[list[WorkItem], list[Future[PreparedRecord]], Future[dict[str, Any]]]] = deque()
     remaining = iter(todo)
@@ -250,33 +247,3 @@ def _threads_for_decoding(backbone: Backbone) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(usual)
-
-
-class _Stop:
-    """Which signal has asked the export to end, if any."""
-
-    signal: int | None = None
-
-
-@contextlib.contextmanager
-def _graceful_stop() -> Iterator[_Stop]:
-    """Turns the first SIGTERM or SIGINT into a request to stop; the second acts as usual."""
-    stop = _Stop()
-    previous = {}
-
-    def handle(number, frame):
-        stop.signal = number
-        signal.signal(number, previous[number])
-        logger.warning("stopping after the batch in hand; its shard is written (again to end at once)")
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        try:
-            previous[number] = signal.signal(number, handle)
-        except ValueError:
-            # Not the main thread: signals are somebody else's there.
-            break
-    try:
-        yield stop
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

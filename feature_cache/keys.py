@@ -8,25 +8,9 @@ so that a change of any of them is a miss and never a stale hit, while paths and
 import hashlib
 from collections.abc import Sequence
 
-from vla_jax.contracts.provenance import KEY_VERSION, Provenance, canonical_json
+from vla_jax.contracts.provenance import KEY_VERSION, canonical_json
 
 KEY_BYTES = 16
-
-
-def imported_provenance(backbone_name: str) -> Provenance:
-    """Returns the provenance of features from a PyTorch reference cache, which does not say what made them.
-
-    backbone_name: what the user says of it; here it is part of the digest, for it is all there is to tell two such
-        caches apart.
-    """
-    return Provenance(
-        backbone=f"unknown weights named {backbone_name}",
-        backbone_name=backbone_name,
-        adapter=None,
-        processor={"imported_from": "PyTorch reference cache"},
-        chat_template="unknown",
-        pooling="mean",
-    )
 
 
 def record_key(provenance_digest: str, prompt: str, image_digests: Sequence[str]) -> str:

@@ -6,6 +6,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from feature_cache import shard as shards
@@ -13,6 +14,7 @@ from feature_cache.keys import record_key
 from feature_cache.shard import DamagedShardError
 from feature_cache.store import FeatureStore, prepare_directory, shard_paths
 from vla_jax.contracts.provenance import Provenance
+from vla_jax.storage.replacing import leftovers, replace_file
 
 # A temporary file this old belongs to a writer that was killed: shards take seconds to write.
 _ABANDONED_SECONDS = 24 * 3600.0
@@ -107,10 +109,8 @@ def collect_garbage(
     num_bytes = 0
     for name, provenance in FeatureStore.provenances(cache_dir):
         directory = Path(cache_dir) / name
-        leftovers = [
-            path for path in directory.glob(".tmp-*") if now - path.stat().st_mtime > _ABANDONED_SECONDS
-        ]
-        for path in [*leftovers, *directory.glob("*.damaged")]:
+        abandoned = leftovers(directory, older_than_s=_ABANDONED_SECONDS, now=now)
+        for path in [*abandoned, *directory.glob("*.damaged")]:
             num_bytes += path.stat().st_size
             removed.append(path)
         digest = provenance.digest()
@@ -169,8 +169,7 @@ def merge(cache_dir: str | os.PathLike, source_dir: str | os.PathLike) -> MergeS
             except DamagedShardError as error:
                 damaged.append(error)
                 continue
-            temporary = directory / f".tmp-{os.getpid()}-{os.urandom(6).hex()}"
-            shutil.copyfile(path, temporary)
-            os.replace(temporary, target)
+            with path.open("rb") as source:
+                replace_file(target, partial(shutil.copyfileobj, source))
             num_copied += 1
     return MergeSummary(num_copied, num_present, tuple(damaged))

@@ -44,11 +44,6 @@ def slot_weights(
     return weights
 
 
-def num_slots(pooling: str, num_tokens: int, num_images: int, grid: int) -> int:
-    """Returns the number of slots of a record with so many tokens and images."""
-    return {"tokens": num_tokens, "last": 1, "mean": 1, "grid": num_images * grid * grid + 1}[pooling]
-
-
 def _cell_weights(length: int, cells: int) -> np.ndarray:
     """Returns float32 (cells, length): averages over `cells` stretches that cover [0, length).
 

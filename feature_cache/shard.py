@@ -9,7 +9,8 @@ shard reads its first kilobytes only):
 - `features` float16 or bfloat16 (rows, V)
 
 The metadata holds, as JSON, the format version, the provenance and the prompts with their counts. The file's
-name covers every byte, header included; `verify` compares them.
+name covers every byte, header included; `verify` compares them. The checksums in the table are others, and CRCs:
+training reads single records by memory map and must not hash a whole shard, or a record slowly, for each.
 """
 
 import dataclasses
@@ -28,6 +29,8 @@ from safetensors.numpy import save
 
 from feature_cache.keys import KEY_BYTES
 from vla_jax.errors import UserError
+from vla_jax.storage.checksums import file_digest
+from vla_jax.storage.replacing import replace_file
 
 logger = logging.getLogger(__name__)
 
@@ -128,13 +131,8 @@ def write_shard(
     description = {"format": FORMAT, "provenance": provenance_json, "prompts": prompts}
     # One entry only: safetensors writes several in random order, and equal shards should be equal files.
     data = save(table, metadata={_METADATA_KEY: json.dumps(description, sort_keys=True, ensure_ascii=False)})
-    path = directory / f"{PREFIX}{_digest(data)}{SUFFIX}"
-    temporary = directory / f".tmp-{os.getpid()}-{os.urandom(6).hex()}"
-    with open(temporary, "xb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    path = directory / _name(hashlib.sha256(data).hexdigest())
+    replace_file(path, lambda file: file.write(data))
     return path
 
 
@@ -218,9 +216,7 @@ def verify(path: Path) -> None:
     Raises:
         DamagedShardError: any bit differs from what was written.
     """
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()[:_NAME_DIGITS]
-    if path.name != f"{PREFIX}{digest}{SUFFIX}":
+    if path.name != _name(file_digest(path)):
         # The table says more precisely what is wrong, when it can.
         read_table(path)
         raise DamagedShardError(path, "its content does not match the checksum in its name")
@@ -245,5 +241,6 @@ def _damage(path: Path) -> DamagedShardError | None:
     return None
 
 
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()[:_NAME_DIGITS]
+def _name(digest: str) -> str:
+    """Returns the file name of a shard whose bytes have this SHA-256."""
+    return f"{PREFIX}{digest[:_NAME_DIGITS]}{SUFFIX}"

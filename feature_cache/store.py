@@ -23,6 +23,7 @@ from feature_cache import shard as shards
 from feature_cache.shard import DamagedShardError, ShardTable
 from vla_jax.contracts.provenance import NAME_LENGTH, Provenance
 from vla_jax.errors import UserError
+from vla_jax.storage.replacing import replace_text
 
 logger = logging.getLogger(__name__)
 
@@ -298,9 +299,7 @@ def prepare_directory(cache_dir: str | os.PathLike, provenance: Provenance) -> P
     try:
         directory.mkdir(parents=True, exist_ok=True)
         if not path.exists():
-            temporary = directory / f".tmp-{os.getpid()}-{os.urandom(6).hex()}"
-            temporary.write_text(provenance.to_json() + "\n", encoding="utf-8")
-            os.replace(temporary, path)
+            replace_text(path, provenance.to_json() + "\n")
     except OSError as error:
         raise UserError(f"{directory}: cannot write the feature cache here ({error})") from error
     if _read_provenance(path).digest() != provenance.digest():

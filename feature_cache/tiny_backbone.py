@@ -7,10 +7,10 @@ gives the same files.
 
 import json
 import os
-import shutil
 from pathlib import Path
 
 from vla_jax.errors import UserError
+from vla_jax.storage.replacing import replace_folder, temporary_folder
 
 # In the order of the real vocabulary; their ids follow the byte-pair merges.
 _SPECIAL_TOKENS = (
@@ -68,20 +68,15 @@ def write_tiny_backbone(out: str | os.PathLike, *, seed: int = 0) -> Path:
     out = Path(out)
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "config.json").exists())):
         raise UserError(f"{out}: exists and is no backbone; choose a new directory")
-    temporary = out.with_name(f".{out.name}.tmp-{os.getpid()}")
     try:
-        temporary.mkdir(parents=True)
-        tokenizer = _tokenizer()
-        tokenizer.save_pretrained(temporary)
-        _image_processor().save_pretrained(temporary)
-        _model(tokenizer, seed).save_pretrained(temporary)
-        if out.exists():
-            shutil.rmtree(out)
-        os.replace(temporary, out)
+        with temporary_folder(out) as folder:
+            tokenizer = _tokenizer()
+            tokenizer.save_pretrained(folder)
+            _image_processor().save_pretrained(folder)
+            _model(tokenizer, seed).save_pretrained(folder)
+            replace_folder(folder, out)
     except OSError as error:
         raise UserError(f"{out}: cannot write a backbone here ({error})") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return out
 
 

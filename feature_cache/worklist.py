@@ -1,7 +1,6 @@
 """The export's list of work: which records are missing, in which batches, for which process."""
 
 import dataclasses
-import io
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,7 +30,9 @@ class WorkItem:
     images: tuple[ImageSource, ...]
 
 
-def make_work(provenance_digest: str, records: Sequence[tuple[str, Sequence[ImageSource]]]) -> list[WorkItem]:
+def make_worklist(
+    provenance_digest: str, records: Sequence[tuple[str, Sequence[ImageSource]]]
+) -> list[WorkItem]:
     """Returns the work items of (prompt, images) pairs, each key once, in the order of first appearance."""
     items: dict[str, WorkItem] = {}
     for prompt, images in records:
@@ -40,7 +41,7 @@ def make_work(provenance_digest: str, records: Sequence[tuple[str, Sequence[Imag
     return list(items.values())
 
 
-def measure(
+def count_tokens(
     items: Sequence[WorkItem],
     num_tokens: Callable[[str, list[tuple[int, int]]], int],
     threads: ThreadPoolExecutor,
@@ -96,11 +97,11 @@ def process_share() -> tuple[int, int]:
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def read_images(item: WorkItem) -> list[Image.Image]:
-    """Reads and decodes the images of one item.
+def read_images(item: WorkItem) -> list[tuple[str, bytes]]:
+    """Reads the images of one item: path and bytes of each file.
 
     Raises:
-        UserError: an image is missing, truncated, or no longer the one that was prepared.
+        UserError: an image is missing, or no longer the one that was prepared.
     """
     images = []
     for source in item.images:
@@ -112,9 +113,5 @@ def read_images(item: WorkItem) -> list[Image.Image]:
             raise UserError(
                 f"{source.path}: this image has changed since the data set was prepared; prepare it again"
             )
-        try:
-            with Image.open(io.BytesIO(data)) as image:
-                images.append(image.convert("RGB"))
-        except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-            raise UserError(f"{source.path}: damaged image ({error})") from error
+        images.append((source.path, data))
     return images

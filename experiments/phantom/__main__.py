@@ -68,6 +68,6 @@ if __name__ == "__main__":
         main,
         Arguments,
         name="phantom",
-        description="Simulates a needle inserted into a layered tissue phantom, guided by a scripted expert, and "
+        description="Simulates a needle inserted into a layered tissue phantom, guided by a scripted demonstrator, and "
         "writes the insertions as episodes: three views at 5 Hz, poses at 100 Hz, force and OCT A-scans at 650 Hz.",
     )

@@ -1,14 +1,8 @@
 """A set of phantom episodes on disk: numbering, seeds, resuming, worker processes."""
 
 import json
-import multiprocessing
-import os
 import shutil
-import signal
-import threading
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -16,9 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from experiments.phantom.episode_writer import write_episode
-from experiments.phantom.recording import record_expert
+from experiments.phantom.recording import record_demonstration
 from experiments.phantom.simulator import PhantomSimulator
 from vla_jax.errors import UserError
+from vla_jax.storage.worker_processes import run_jobs
 
 GENERATOR_VERSION = 4
 """Raise it whenever equal seeds no longer give equal files."""
@@ -59,7 +54,7 @@ class DataSetSettings:
 def write_episode_of(index: int, *, out: Path, settings: DataSetSettings) -> Path:
     """Simulates and writes episode `index` below `out`; returns its directory, OUT/<Colour>_point/episode_<index>."""
     simulator = PhantomSimulator(image_size=settings.image_size, has_sensor=settings.has_sensor(index))
-    recording = record_expert(simulator, settings.episode_seed(index))
+    recording = record_demonstration(simulator, settings.episode_seed(index))
     directory = out / recording.scenario.task / f"episode_{index:05d}"
     write_episode(
         directory,
@@ -96,30 +91,15 @@ def write_data_set(
         raise UserError(f"cannot write episodes to {out}: {error.strerror}") from error
     missing = [index for index in range(num_episodes) if index not in present]
     write = partial(write_episode_of, out=out, settings=settings)
+    killed = (
+        f"a worker process was killed while writing to {out}, perhaps for want of memory; run the same command "
+        "again with fewer --workers, it goes on where it stopped"
+    )
     try:
-        if num_workers == 1 or len(missing) < 2:
-            for index in missing:
-                on_written(write(index))
-        else:
-            # Not forked: the caller may have threads.
-            pool = ProcessPoolExecutor(
-                min(num_workers, len(missing)), multiprocessing.get_context("spawn"), _prepare_worker
-            )
-            with pool:
-                futures = [pool.submit(write, index) for index in missing]
-                try:
-                    for future in as_completed(futures):
-                        on_written(future.result())
-                except BaseException:
-                    pool.shutdown(wait=False, cancel_futures=True)
-                    raise
+        for path in run_jobs(write, [(index,) for index in missing], num_workers, killed=killed):
+            on_written(path)
     except OSError as error:
         raise UserError(f"cannot write episodes to {out}: {error}") from error
-    except BrokenProcessPool as error:
-        raise UserError(
-            f"a worker process was killed while writing to {out}, perhaps for want of memory; run the same command "
-            "again with fewer --workers, it goes on where it stopped"
-        ) from error
     shutil.rmtree(out / STAGING_NAME, ignore_errors=True)
 
 
@@ -160,15 +140,3 @@ def find_episodes(out: Path, settings: DataSetSettings) -> set[int]:
 def _identity(index: int, settings: DataSetSettings) -> dict:
     """What must be equal for an episode on disk to be the one that would be written."""
     return {"generator_version": GENERATOR_VERSION, "episode": index, "settings": asdict(settings)}
-
-
-def _prepare_worker() -> None:
-    """Leaves Ctrl-C to the parent, and ends the worker when the parent is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-
-    def end_with_parent() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()

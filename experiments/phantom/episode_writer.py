@@ -1,8 +1,6 @@
 """Writes a recording as a `windows` episode: metadata.json, robot_states.csv, sensor_data.npz, images/."""
 
 import json
-import os
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +11,7 @@ from experiments.phantom.camera import VIEWS
 from experiments.phantom.kinematics import joint_angles
 from experiments.phantom.recording import Recording
 from experiments.phantom.simulator import ROBOT_HZ, ROWS_PER_STEP, SENSOR_HZ
+from vla_jax.storage.replacing import put_in_place, temporary_folder
 
 LAB_WINDOW_ROWS = 650
 LAB_WINDOWS_HZ = 5.6
@@ -37,22 +36,32 @@ def write_episode(
     staging: a directory on the same file system where the episode is put together before it is renamed.
     start_time: unix time of the first pose, s. ground_truth: written as metadata.json's `phantom`.
     """
-    partial = staging / f"{directory.name}-{os.getpid()}"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    with temporary_folder(directory, within=staging) as folder:
+        _write_files(folder, directory.name, recording, start_time, overlapping_windows, ground_truth)
+        put_in_place(folder, directory)
+
+
+def _write_files(
+    folder: Path,
+    name: str,
+    recording: Recording,
+    start_time: float,
+    overlapping_windows: bool,
+    ground_truth: dict,
+) -> None:
     windows = None
     if recording.sensor is not None:
         windows, last_row = sensor_windows(recording.sensor, overlapping_windows)
         # Uncompressed: speckle does not compress, and readers can map the file.
         np.savez(
-            partial / "sensor_data.npz",
+            folder / "sensor_data.npz",
             data=windows,
             timestamps=start_time + recording.sensor_times_s[last_row],
         )
-    _write_robot_states(partial / "robot_states.csv", recording, start_time)
-    _write_images(partial / "images", recording, start_time)
+    _write_robot_states(folder / "robot_states.csv", recording, start_time)
+    _write_images(folder / "images", recording, start_time)
     metadata = {
-        "episode_name": directory.name,
+        "episode_name": name,
         "start_time": start_time + float(recording.sensor_times_s[0]),
         "end_time": start_time + float(recording.pose_times_s[-1]),
         "camera_views": list(VIEWS) if recording.images else [],
@@ -73,9 +82,7 @@ def write_episode(
         ],
         "phantom": ground_truth | {"scenario": recording.scenario.to_json()},
     }
-    (partial / "metadata.json").write_text(json.dumps(metadata, indent=2) + "\n")
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    os.rename(partial, directory)
+    (folder / "metadata.json").write_text(json.dumps(metadata, indent=2) + "\n")
 
 
 def sensor_windows(stream: NDArray, overlapping: bool) -> tuple[NDArray, NDArray]:

@@ -1,11 +1,11 @@
-"""One episode in memory: the scripted expert, driven through the simulator's closed loop, and what was recorded."""
+"""One episode in memory: the scripted demonstrator, driven through the simulator, and what was recorded."""
 
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.phantom.expert import ExpertView, SpeedVariation, expert_action
+from experiments.phantom.demonstrator import InsertionState, SpeedVariation, demonstrator_action
 from experiments.phantom.scenario import Scenario
 from experiments.phantom.simulator import STEP_S, PhantomSimulator
 
@@ -39,27 +39,29 @@ class Recording:
     segments: list[Segment] = field(default_factory=list)
 
 
-def record_expert(simulator: PhantomSimulator, seed: np.random.SeedSequence) -> Recording:
-    """Lets the expert insert the needle of `seed`'s scenario and returns what was recorded.
+def record_demonstration(simulator: PhantomSimulator, seed: np.random.SeedSequence) -> Recording:
+    """Lets the demonstrator insert the needle of `seed`'s scenario and returns what was recorded.
 
     The sensor's stream begins one step (0.1 s) before the first pose, so that a full window exists at the first tick.
     """
-    observation = simulator.reset(seed)
+    reading = simulator.reset(seed)
     scenario = simulator.scenario
     variation_seed = np.random.SeedSequence(seed.entropy, spawn_key=(*seed.spawn_key, 1))
     variation = SpeedVariation(np.random.Generator(np.random.SFC64(variation_seed)))
-    traces, images, views = [simulator.trace], [(observation.image_time_s, observation.images)], []
+    traces, images, states = [simulator.trace], [(reading.image_time_s, reading.images)], []
     hold_steps = round(scenario.hold_s / STEP_S)
     while hold_steps > 0:
-        view = simulator.expert_view
-        views.append(view)
-        hold_steps -= view.is_at_stop
-        observation = simulator.step(expert_action(view, STEP_S, variation.step(STEP_S)))
+        state = simulator.state
+        states.append(state)
+        hold_steps -= state.is_at_stop
+        reading = simulator.step(demonstrator_action(state, STEP_S, variation.step(STEP_S)))
         traces.append(simulator.trace)
-        if observation.images and observation.image_time_s > images[-1][0]:
-            images.append((observation.image_time_s, observation.images))
-        if len(views) > _MAX_STEPS:
-            raise RuntimeError(f"the expert has not reached the target in {_MAX_STEPS} steps: {scenario}")
+        if reading.images and reading.image_time_s > images[-1][0]:
+            images.append((reading.image_time_s, reading.images))
+        if len(states) > _MAX_STEPS:
+            raise RuntimeError(
+                f"the demonstrator has not reached the target in {_MAX_STEPS} steps: {scenario}"
+            )
     sensors = [trace.sensor for trace in traces]
     return Recording(
         scenario=scenario,
@@ -68,17 +70,17 @@ def record_expert(simulator: PhantomSimulator, seed: np.random.SeedSequence) -> 
         poses=np.concatenate([traces[0].poses[-1:], *(t.poses for t in traces[1:])]),
         sensor_times_s=np.concatenate([t.sensor_times_s for t in traces]),
         sensor=None if sensors[0] is None else np.concatenate(sensors, dtype=np.float16, casting="same_kind"),
-        images=images if observation.images else [],
-        segments=find_segments(views),
+        images=images if reading.images else [],
+        segments=find_segments(states),
     )
 
 
-def find_segments(views: list[ExpertView]) -> list[Segment]:
+def find_segments(states: list[InsertionState]) -> list[Segment]:
     """Returns the named stretches of an episode from the state at every control tick."""
-    above = np.array([view.depth_mm < 0 for view in views])
-    aligned = np.array([view.is_aligned for view in views])
-    at_stop = np.array([view.is_at_stop for view in views])
-    to_target = np.array([view.depth_mm - view.target_mm for view in views])
+    above = np.array([state.depth_mm < 0 for state in states])
+    aligned = np.array([state.is_aligned for state in states])
+    at_stop = np.array([state.is_at_stop for state in states])
+    to_target = np.array([state.depth_mm - state.target_mm for state in states])
     masks = {
         "align": above & ~aligned,
         "approach": above & aligned,

@@ -7,9 +7,10 @@ from numpy.typing import NDArray
 
 from experiments.phantom.ascan import NUM_BINS, AscanModel, recorded_values
 from experiments.phantom.camera import NEEDLE_LENGTH_MM, SceneRenderer
-from experiments.phantom.expert import ExpertView
+from experiments.phantom.demonstrator import InsertionState
 from experiments.phantom.needle_force import NeedleForceParameters, NeedleForceState, needle_force
 from experiments.phantom.scenario import Scenario, draw_scenario
+from vla_jax.contracts.environment import Reading
 
 ACTION_HZ, ROBOT_HZ, SENSOR_HZ, CAMERA_HZ = 10, 100, 650, 5
 STEP_S = 1.0 / ACTION_HZ
@@ -28,40 +29,27 @@ _BREATHING_MM_S = 0.01  # the tissue creeps sideways, so speckle changes slowly 
 
 
 @dataclass(frozen=True)
-class Observation:
-    """What a policy sees at a control tick.
-
-    time_s: since the start. pose: (6,) mm and degrees. images: view -> uint8 [size, size, 3], the newest ones (5 Hz),
-    exposed at image_time_s. sensor: float32 [rows, 1026], force then A-scan, the newest samples (650 Hz) up to the
-    tick, the oldest one repeated before the stream's start; None without a sensor.
-    """
-
-    time_s: float
-    pose: NDArray
-    images: dict[str, NDArray]
-    image_time_s: float
-    sensor: NDArray | None
-
-
-@dataclass(frozen=True)
 class StepTrace:
     """Everything recorded during one step, for the episode's files. Times in s since the start.
 
-    pose_times_s [10], poses [10, 6] at 100 Hz; sensor_times_s [65], sensor [65, 1026] float32 at 650 Hz or None.
+    pose_times_s [10], poses [10, 6] at 100 Hz; sensor_times_s [65], sensor [65, 1026] float32 at 650 Hz or None;
+    force_n [65]: the true axial force, which the sensor shows with noise and an offset.
     """
 
     pose_times_s: NDArray
     poses: NDArray
     sensor_times_s: NDArray
     sensor: NDArray | None
+    force_n: NDArray
 
 
 class PhantomSimulator:
     """A needle on a robot above a phantom, stepped at 10 Hz.
 
-    reset(seed) -> Observation; step(action) -> Observation. Equal seeds and actions give equal observations. `trace`
-    holds what was recorded during the last step (or, after `reset`, during the still step before time 0), `scenario`
-    the drawn ground truth. `image_size`: pixels; `sensor_rows`: rows of the observed window, 65 or 650;
+    reset(seed) -> Reading; step(action) -> Reading. Equal seeds and actions give equal readings: pictures at 5 Hz, and
+    the newest sensor rows, force then A-scan, up to the tick, the oldest one repeated before the stream's start.
+    `trace` holds what was recorded during the last step (or, after `reset`, during the still step before time 0),
+    `scenario` the drawn ground truth. `image_size`: pixels; `sensor_rows`: rows of the window, 65 or 650;
     `has_sensor`, `has_images`: without them the costly synthesis is left out and `sensor` is None, `images` empty.
     """
 
@@ -80,7 +68,7 @@ class PhantomSimulator:
         self.has_sensor = has_sensor
         self.has_images = has_images
 
-    def reset(self, seed: int | np.random.SeedSequence, scenario: Scenario | None = None) -> Observation:
+    def reset(self, seed: int | np.random.SeedSequence, scenario: Scenario | None = None) -> Reading:
         """Starts an episode; `scenario` replaces the one drawn from the seed."""
         sequence = seed if isinstance(seed, np.random.SeedSequence) else np.random.SeedSequence(seed)
         # spawn() would change a caller's sequence, so that a second reset differed.
@@ -104,7 +92,7 @@ class PhantomSimulator:
         self._image_time_s = 0.0
         return self._advance(self._pose.copy())
 
-    def step(self, action: NDArray) -> Observation:
+    def step(self, action: NDArray) -> Reading:
         """Moves the needle by an action (7,) or (6,): dx dy dz in mm, da db dr in degrees, the gripper unused."""
         action = np.asarray(action, dtype=np.float64)
         if action.shape not in ((6,), (7,)) or not np.isfinite(action).all():
@@ -121,16 +109,18 @@ class PhantomSimulator:
         return self._num_steps * STEP_S
 
     @property
-    def expert_view(self) -> ExpertView:
-        """The true state, as the scripted expert sees it."""
-        return ExpertView.of(self.scenario, self._pose, self._force_state.is_punctured)
+    def state(self) -> InsertionState:
+        """The true state."""
+        return InsertionState.of(self.scenario, self._pose, self._force_state.is_punctured)
 
-    def _advance(self, target: NDArray) -> Observation:
+    def _advance(self, target: NDArray) -> Reading:
         """Moves to `target` with constant velocity during one step, recording on the way."""
         start, start_s = self._pose, self.time_s
         rows = np.arange(ROWS_PER_STEP)
         heights = start[2] + (target[2] - start[2]) * rows / ROWS_PER_STEP
-        sensor = self._sense(heights, np.linalg.norm(target[:2] - start[:2]), (start[2] - target[2]) / STEP_S)
+        force, sensor = self._sense(
+            heights, np.linalg.norm(target[:2] - start[:2]), (start[2] - target[2]) / STEP_S
+        )
         fraction = np.arange(1, POSES_PER_STEP + 1)[:, None] / POSES_PER_STEP
         poses = start + (target - start) * fraction
         self._pose = target
@@ -140,21 +130,31 @@ class PhantomSimulator:
             poses=poses + _ENCODER_SIGMA * self._motion_rng.standard_normal(poses.shape),
             sensor_times_s=start_s + rows / SENSOR_HZ,
             sensor=sensor,
+            force_n=force,
         )
         if self.has_images and self._num_steps % STEPS_PER_IMAGE == 0:
             # Exposed one robot sample before the tick, so that the newest picture is never later than the tick.
             self._images = self._renderer.render(poses[-2], self._camera_rng)
             self._image_time_s = float(self.trace.pose_times_s[-2])
-        return Observation(self.time_s, self.trace.poses[-1], self._images, self._image_time_s, self._window)
+        return Reading(
+            time_s=self.time_s,
+            prompt=self.scenario.instruction,
+            images=self._images,
+            image_time_s=self._image_time_s,
+            sensor=self._window,
+            pose=self.trace.poses[-1],
+        )
 
-    def _sense(self, heights: NDArray, sideways_mm: float, velocity_mm_s: float) -> NDArray | None:
-        """Returns the force and A-scans [65, 1026] for tip heights [65], and remembers them in the window."""
+    def _sense(
+        self, heights: NDArray, sideways_mm: float, velocity_mm_s: float
+    ) -> tuple[NDArray, NDArray | None]:
+        """Returns the force [65] for tip heights [65] and, with a sensor, its rows [65, 1026], for the window too."""
         depth = self.scenario.surface_z_mm - heights
         force, membrane_mm, self._force_state = needle_force(
             self._force_parameters, self.scenario.layers, self._force_state, depth, velocity_mm_s
         )
         if self._ascan is None:
-            return None
+            return force, None
         rng = self._sensor_rng
         self._force_drift = 0.995 * self._force_drift + _FORCE_DRIFT_N * rng.normal()
         self._sideways_mm += sideways_mm + _BREATHING_MM_S * STEP_S
@@ -167,7 +167,7 @@ class PhantomSimulator:
         sensor[:, 1:] = recorded_values(power, self.scenario.ascan_gain, self.scenario.ascan_offset, rng)
         before = self._window if self._window is not None else np.repeat(sensor[:1], self.sensor_rows, axis=0)
         self._window = np.concatenate([before, sensor])[-self.sensor_rows :]
-        return sensor
+        return force, sensor
 
 
 def _generator(sequence: np.random.SeedSequence) -> np.random.Generator:

@@ -24,7 +24,7 @@ from vla_jax.errors import UserError
 
 
 @pytest.fixture(autouse=True)
-def _own_fingerprint_memory(tmp_path_factory, monkeypatch):
+def _own_memory_of_digests(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("xdg")))
 
 

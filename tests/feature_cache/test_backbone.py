@@ -67,7 +67,7 @@ def test_one_layer_has_one_name_and_absent_ones_are_refused(backbone_files):
             backbone_files.provenance(layer=layer)
 
 
-def test_moving_the_backbone_changes_nothing_and_one_weight_changes_the_fingerprint(
+def test_moving_the_backbone_changes_nothing_and_one_weight_changes_the_digest(
     tiny_path, tmp_path, backbone_files
 ):
     moved = shutil.copytree(tiny_path, tmp_path / "elsewhere")
@@ -75,7 +75,7 @@ def test_moving_the_backbone_changes_nothing_and_one_weight_changes_the_fingerpr
     weights = load_file(moved / "model.safetensors")
     weights["model.norm.weight"][5] += 0.25
     save_file(weights, moved / "model.safetensors", metadata={"format": "pt"})
-    assert find_backbone(str(moved)).fingerprint != backbone_files.fingerprint
+    assert find_backbone(str(moved)).digest != backbone_files.digest
 
 
 def test_size_pooling_and_layer_change_the_provenance(tiny_path, backbone_files):
@@ -193,34 +193,34 @@ def test_an_adapter_of_another_width_is_one_line(tiny_path, adapter_path, tmp_pa
         load_backbone(find_backbone(str(tiny_path), adapter=str(other)), device="cpu")
 
 
-def test_fingerprints_are_remembered_until_a_file_changes(tmp_path, monkeypatch):
+def test_digests_are_remembered_until_a_file_changes(tmp_path, monkeypatch):
     from feature_cache import content_digest
 
     file = tmp_path / "weights"
     file.write_bytes(b"one")
     os.utime(file, (1_000_000_000, 1_000_000_000))
-    first = content_digest.content_fingerprint([file])
+    first = content_digest.content_digest([file])
 
     def refuse(*arguments):
         raise AssertionError("hashed again")
 
     with monkeypatch.context() as patch:
-        patch.setattr(content_digest.hashlib, "file_digest", refuse)
-        assert content_digest.content_fingerprint([file]) == first
+        patch.setattr(content_digest, "file_digest", refuse)
+        assert content_digest.content_digest([file]) == first
     file.write_bytes(b"two")
-    assert content_digest.content_fingerprint([file]) != first
+    assert content_digest.content_digest([file]) != first
 
 
 def test_a_file_that_has_just_changed_is_not_remembered(tmp_path):
-    from feature_cache.content_digest import content_fingerprint
+    from feature_cache.content_digest import content_digest
 
     file = tmp_path / "weights"
     file.write_bytes(b"one")
     status = file.stat()
-    first = content_fingerprint([file])
+    first = content_digest([file])
     file.write_bytes(b"two")
     os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
-    assert content_fingerprint([file]) != first
+    assert content_digest([file]) != first
 
 
 def test_padding_gets_no_weight(backbone_files, backbone):

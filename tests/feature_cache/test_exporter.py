@@ -5,14 +5,15 @@ import threading
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from feature_cache import exporter
 from feature_cache.backbone import Backbone
+from feature_cache.encoder import RecordEncoder
 from feature_cache.export_progress import SharedProgress
 from feature_cache.exporter import export
-from feature_cache.memory_limit import encode_within_memory
 from feature_cache.store import FeatureStore, shard_paths
-from feature_cache.worklist import make_work, read_images
+from feature_cache.worklist import make_worklist
 from tests.feature_cache.conftest import random_image
 from vla_jax.errors import UserError
 from vla_jax.progress import progress_bar
@@ -21,7 +22,7 @@ from vla_jax.progress import progress_bar
 @pytest.fixture
 def work(backbone_files, write_records):
     provenance = backbone_files.provenance()
-    return provenance, make_work(provenance.digest(), write_records(12))
+    return provenance, make_worklist(provenance.digest(), write_records(12))
 
 
 @pytest.fixture(autouse=True)
@@ -47,8 +48,8 @@ def test_records_are_written_with_a_slot_per_cell_and_one_for_the_text(
     assert (summary.num_written, summary.num_present, summary.num_left) == (12, 0, 0)
     for item, features in zip(work[1], content(tmp_path / "cache", *work), strict=True):
         assert features.shape == (4 * len(item.images) + 1, 64)
-        record = backbone.processor.prepare(item.prompt, read_images(item))
-        (expected,) = backbone.encode([record], work[0])
+        images = [Image.open(image.path).convert("RGB") for image in item.images]
+        (expected,) = backbone.encode([backbone.processor.prepare(item.prompt, images)], work[0])
         np.testing.assert_allclose(features, expected.astype(np.float16), atol=2e-3)
 
 
@@ -113,7 +114,7 @@ def test_ranks_that_start_one_after_another_leave_and_repeat_nothing(
 def test_a_signal_finishes_the_shard_and_the_next_run_goes_on(
     tmp_path, backbone_files, backbone, work, monkeypatch, number
 ):
-    encode, calls = encode_within_memory, []
+    encode, calls = RecordEncoder.encode, []
 
     def interrupted(*arguments):
         calls.append(1)
@@ -122,19 +123,19 @@ def test_a_signal_finishes_the_shard_and_the_next_run_goes_on(
         return encode(*arguments)
 
     handler = signal.getsignal(number)
-    monkeypatch.setattr(exporter, "encode_within_memory", interrupted)
+    monkeypatch.setattr(RecordEncoder, "encode", interrupted)
     summary = export_all(backbone_files, work, tmp_path)
     assert summary.interrupted_by == number
     assert 0 < summary.num_written < 12
     assert summary.num_written + summary.num_left == 12
     assert signal.getsignal(number) == handler
-    monkeypatch.setattr(exporter, "encode_within_memory", encode)
+    monkeypatch.setattr(RecordEncoder, "encode", encode)
     assert export_all(backbone_files, work, tmp_path).num_written == summary.num_left
 
 
 def test_interrupted_exports_end_with_the_same_bits(tmp_path, backbone_files, work, monkeypatch):
     export_all(backbone_files, work, tmp_path / "whole")
-    encode, calls = encode_within_memory, []
+    encode, calls = RecordEncoder.encode, []
 
     def killed(*arguments):
         calls.append(1)
@@ -142,10 +143,10 @@ def test_interrupted_exports_end_with_the_same_bits(tmp_path, backbone_files, wo
             raise KeyboardInterrupt
         return encode(*arguments)
 
-    monkeypatch.setattr(exporter, "encode_within_memory", killed)
+    monkeypatch.setattr(RecordEncoder, "encode", killed)
     with pytest.raises(KeyboardInterrupt):
         export_all(backbone_files, work, tmp_path / "parts")
-    monkeypatch.setattr(exporter, "encode_within_memory", encode)
+    monkeypatch.setattr(RecordEncoder, "encode", encode)
     assert 0 < export_all(backbone_files, work, tmp_path / "parts").num_written < 12
     for whole, parts in zip(
         content(tmp_path / "whole", *work), content(tmp_path / "parts", *work), strict=True
@@ -179,7 +180,7 @@ def test_the_first_rank_shows_the_progress_of_all(
     tmp_path, backbone_files, backbone, work, monkeypatch, bars, capfd
 ):
     """The other rank runs to its end while the first is in its first batch."""
-    encode, others = encode_within_memory, []
+    encode, others = RecordEncoder.encode, []
 
     def with_other_rank(*arguments):
         if not others:
@@ -190,7 +191,7 @@ def test_the_first_rank_shows_the_progress_of_all(
 
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
-    monkeypatch.setattr(exporter, "encode_within_memory", with_other_rank)
+    monkeypatch.setattr(RecordEncoder, "encode", with_other_rank)
     monkeypatch.setattr(exporter, "_LOOK_SECONDS", 0.0)
     first = export_all(backbone_files, work, tmp_path)
     assert first.num_written + others[0].num_written == 12
@@ -238,14 +239,14 @@ def test_batches_are_put_together_ahead_by_the_decoders(tmp_path, backbone_files
 def test_the_model_leaves_a_processor_to_the_decoders_while_it_runs(
     tmp_path, backbone_files, work, monkeypatch
 ):
-    encode, threads = encode_within_memory, []
+    encode, threads = RecordEncoder.encode, []
 
     def counted(*arguments):
         threads.append(torch.get_num_threads())
         return encode(*arguments)
 
     usual = torch.get_num_threads()
-    monkeypatch.setattr(exporter, "encode_within_memory", counted)
+    monkeypatch.setattr(RecordEncoder, "encode", counted)
     monkeypatch.setattr(exporter.os, "cpu_count", lambda: 2)
     summary = export_all(backbone_files, work, tmp_path)
     assert set(threads) == {1}

@@ -13,9 +13,10 @@ import pytest
 from feature_cache import exporter
 from feature_cache import shard as shards
 from feature_cache.backbone import find_backbone
+from feature_cache.encoder import RecordEncoder
 from feature_cache.maintenance import damaged_shards
 from feature_cache.store import FeatureStore, shard_paths
-from feature_cache.worklist import make_work
+from feature_cache.worklist import make_worklist
 
 NUM_KILLS = 30
 NUM_RECORDS = 120
@@ -31,7 +32,7 @@ def run_rank(rank, world_size, backbone, records, cache, log):
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size))
     exporter._SHARD_BYTES = 1
-    encode, add, num_batches = exporter.encode_within_memory, exporter.ShardWriter.add, itertools.count()
+    encode, add, num_batches = RecordEncoder.encode, exporter.ShardWriter.add, itertools.count()
     batch = [0]
 
     def counted_encode(*arguments):
@@ -44,10 +45,10 @@ def run_rank(rank, world_size, backbone, records, cache, log):
         add(writer, key, features, **options)
 
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    exporter.encode_within_memory, exporter.ShardWriter.add = counted_encode, logged_add
+    RecordEncoder.encode, exporter.ShardWriter.add = counted_encode, logged_add
     files = find_backbone(backbone)
     provenance = files.provenance()
-    work = make_work(provenance.digest(), records)
+    work = make_worklist(provenance.digest(), records)
     exporter.export(files, provenance, work, cache, device="cpu", batch_tokens=300, num_threads=1)
 
 
@@ -98,7 +99,7 @@ def logged(logs):
 def test_nothing_written_is_lost_damaged_or_redone(tmp_path, tiny_path, write_records, start_rank):
     records = write_records(NUM_RECORDS)
     provenance = find_backbone(str(tiny_path)).provenance()
-    keys = [item.key for item in make_work(provenance.digest(), records)]
+    keys = [item.key for item in make_worklist(provenance.digest(), records)]
     logs = [tmp_path / f"rank{rank}.log" for rank in range(2)]
 
     def start_ranks(cache):

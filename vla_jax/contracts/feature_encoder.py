@@ -19,5 +19,6 @@ class FeatureEncoder(Protocol):
     ) -> tuple[Float[np.ndarray, "s v"], Bool[np.ndarray, " s"]]:
         """Returns one record's features in the policy's slots, and which slots are there.
 
-        images: view → picture (uint8 [height, width, 3] or PIL); a view that is absent is masked.
+        images: view → picture (uint8 [height, width, 3], PIL, or the bytes of an image file); a view that is absent
+        is masked.
         """

@@ -9,6 +9,7 @@ import numpy as np
 from feature_cache.keys import record_key
 from feature_cache.store import FeatureStore
 from vla_jax.contracts.provenance import Provenance
+from vla_jax.contracts.slots import SlotLayout
 from vla_jax.contracts.specs import FeatureSpec
 from vla_jax.dataset.packed_dataset import PackedDataset, Split
 from vla_jax.errors import UserError
@@ -22,8 +23,7 @@ class FeatureTable:
     """Features by record index, with one slot layout for the whole data set. Build it with `open`.
 
     Attributes:
-        num_slots, width: S and V. With `grid` pooling view i of `dataset.meta.views` has the slots K²·i … K²·i+K²−1
-            and the text the last one; `mean` and `last` have one slot, `tokens` as many as the longest record.
+        num_slots, width: S and V; `vla_jax.contracts.slots` says what the slots are.
         spec: what the features are, and the slots they fill.
         provenance: what made the features (JSON values); name: its directory in the cache.
         num_required, num_missing: records that the data set's samples need, and those of them without features
@@ -42,20 +42,18 @@ class FeatureTable:
         self._dataset = dataset
         self._store = store
         self._positions = positions
-        self._cells = provenance.grid**2 if provenance.pooling == "grid" else 0
         self._views = dataset.record_views
         known = positions >= 0
         slots = store.num_slots(positions[known])
-        if self._cells:
-            expected = self._cells * self._views[known].sum(axis=1) + 1
+        self._layout = SlotLayout.of(provenance, len(dataset.meta.views), int(slots.max(initial=1)))
+        if self._layout.cells:
+            expected = self._layout.lengths(self._views[known])
             if (slots != expected).any():
                 raise UserError(
                     f"{store.directory}: a record has {slots[slots != expected][0]} slots where its views give "
                     f"{expected[slots != expected][0]}; export again into a new cache"
                 )
-            self.num_slots = self._cells * len(dataset.meta.views) + 1
-        else:
-            self.num_slots = int(slots.max(initial=1))
+        self.num_slots = self._layout.num_slots
         self.spec = FeatureSpec(self.num_slots, self.width, provenance)
         self._records = np.flatnonzero(known)
         self._row_of = np.full(len(positions), -1, np.int64)
@@ -184,23 +182,12 @@ class FeatureTable:
     def _read(self, record_index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         present = record_index >= 0
         values = np.zeros((len(record_index), self.num_slots, self.width), self.dtype)
-        mask = self._mask(record_index, present)
-        arrays = self._store.read_at(self._positions[record_index[present]])
-        if self._cells:
-            # The records' slots, one after another, are the present slots in row order.
-            values[mask] = np.concatenate(arrays) if arrays else 0
-        else:
-            for row, array in zip(np.flatnonzero(present).tolist(), arrays, strict=True):
-                values[row, : len(array)] = array
+        positions = self._positions[record_index[present]]
+        lengths = np.zeros(len(record_index), np.int64)
+        lengths[present] = self._store.num_slots(positions)
+        mask = self._layout.mask(self._views[record_index], lengths)
+        self._layout.place(self._store.read_at(positions), mask, values)
         return values, mask
-
-    def _mask(self, record_index: np.ndarray, present: np.ndarray) -> np.ndarray:
-        if self._cells:
-            views = self._views[record_index] & present[:, None]
-            return np.concatenate([np.repeat(views, self._cells, axis=1), present[:, None]], axis=1)
-        counts = np.zeros(len(record_index), np.int64)
-        counts[present] = self._store.num_slots(self._positions[record_index[present]])
-        return np.arange(self.num_slots) < counts[:, None]
 
 
 def record_keys(dataset: PackedDataset, records: Sequence[int], provenance: Provenance) -> list[str]:

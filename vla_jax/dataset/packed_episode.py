@@ -6,7 +6,6 @@ A part is a folder with `sensor.bin` (raw rows), `arrays.npz` and `part.json`; i
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -25,6 +24,7 @@ from vla_jax.recordings.discovery import EpisodeFolder
 from vla_jax.recordings.legacy import read_legacy
 from vla_jax.recordings.recording import POSE_DIM, EpisodeError, Finding, Recording
 from vla_jax.recordings.windows import read_windows
+from vla_jax.storage.replacing import replace_folder, temporary_folder
 
 HORIZON = 8
 
@@ -117,27 +117,17 @@ def make_part(
         return [Finding(name, str(error))]
     except OSError as error:
         return [Finding(name, f"cannot be read ({error})")]
-    temporary = directory.with_name(f".{directory.name}.{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        info, arrays = _build(recording, options, temporary / "sensor.bin")
+    with temporary_folder(directory) as folder:
+        info, arrays = _build(recording, options, folder / "sensor.bin")
         findings = [Finding(name, fault) for fault in recording.faults]
         findings += [Finding(name, note, is_fault=False) for note in recording.notes]
         if recording.faults:
             return findings
         info |= {"fingerprint": episode_fingerprint, "notes": recording.notes}
-        np.savez(temporary / "arrays.npz", **arrays)
-        (temporary / "part.json").write_text(json.dumps(info), encoding="utf-8")
-        try:
-            os.replace(temporary, directory)
-        except OSError:
-            # Left by a process that outlived a killed run, and complete, for parts only ever appear whole.
-            if not (directory / "part.json").is_file():
-                raise
-        return findings
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        np.savez(folder / "arrays.npz", **arrays)
+        (folder / "part.json").write_text(json.dumps(info), encoding="utf-8")
+        replace_folder(folder, directory)
+    return findings
 
 
 def _read(episode: EpisodeFolder, options: PartOptions) -> Recording:

@@ -1,24 +1,18 @@
 """Packs recorded episodes into a data set: parts made in parallel, joined, and put in place atomically.
 
-Everything is built inside DATA: parts in `.building/`, the joined arrays in `.content-…/`. Renaming that folder and
+Everything is built in DATA/.building: the parts, then the folder of joined arrays. Putting that folder in place and
 replacing `dataset.json` are the only steps that others can see, so that a killed run leaves the old data set, or
 none, and the next run goes on with the parts that are complete. Episodes whose files have not changed are taken
 from the data set that is already there.
 """
 
-import fcntl
 import hashlib
 import itertools
 import json
 import math
-import multiprocessing
-import multiprocessing.connection
 import os
 import shutil
-import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,6 +45,15 @@ from vla_jax.progress import progress_bar
 from vla_jax.recordings.discovery import EpisodeFolder, choose_by_label, find_episodes
 from vla_jax.recordings.recording import NUM_CHANNELS, Finding
 from vla_jax.recordings.windows import DEFAULT_SENSOR_HZ
+from vla_jax.storage.locks import LOCK_FILE, locked
+from vla_jax.storage.replacing import (
+    is_temporary,
+    remove_leftovers,
+    replace_folder,
+    replace_text,
+    temporary_folder,
+)
+from vla_jax.storage.worker_processes import run_jobs
 
 BUILDING = ".building"
 COPY_BYTES = 8 << 20
@@ -149,9 +152,9 @@ def prepare(sources: Sequence[str], out: str | Path, options: PrepareOptions) ->
     episodes = find_episodes(sources)
     given = _given(episodes, options)
     _check_out(out)
-    with _locked(out):
-        for leftover in out.glob(".content-*"):
-            shutil.rmtree(leftover)
+    with _held(out):
+        for folder in (out, out / BUILDING):
+            remove_leftovers(folder)
         fingerprints = [fingerprint(episode.path) for episode in episodes]
         current = _open_current(out)
         known = _known_parts(current, options.part)
@@ -195,69 +198,38 @@ def _check_out(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: is a file; give a folder for the data set")
     if out.is_dir() and not (out / INDEX_FILE).is_file():
-        others = [entry.name for entry in out.iterdir() if not entry.name.startswith((BUILDING, ".content-"))]
+        others = [
+            path
+            for path in out.iterdir()
+            if path.name not in (BUILDING, LOCK_FILE) and not is_temporary(path)
+        ]
         # A folder of a first run that was killed between its last two steps holds one content folder.
-        if any(not (out / name / "episodes.json").is_file() for name in others):
+        if any(not (path / "episodes.json").is_file() for path in others):
             raise UserError(f"{out}: exists and is no data set; choose a new folder for --out")
-    try:
-        (out / BUILDING).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{out}: cannot write here ({error.strerror})") from error
 
 
 @contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """Holds the folder against a second `prepare`; the lock ends with the process, however it ends."""
-    folder = os.open(out, os.O_RDONLY)
-    try:
+def _held(out: Path) -> Iterator[None]:
+    """Holds the folder against a second `prepare`; leaves nothing behind where nothing was made."""
+    with locked(out, busy=f"{out}: another prepare is writing this data set; wait for it"):
+        (out / BUILDING).mkdir(exist_ok=True)
         try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(f"{out}: another prepare is writing this data set; wait for it") from error
-        yield
-    finally:
-        # Leave nothing behind where nothing was made.
-        with suppress(OSError):
-            (out / BUILDING).rmdir()
-            out.rmdir()
-        os.close(folder)
+            yield
+        finally:
+            with suppress(OSError):
+                (out / BUILDING).rmdir()
 
 
 def _run_jobs(jobs: Sequence[tuple[Any, ...]], num_workers: int) -> list[Finding]:
     findings: list[Finding] = []
     with progress_bar(total=len(jobs), desc="prepare", unit="episode", disable=not jobs) as bar:
-        if num_workers == 1 or len(jobs) < 4:
-            for job in jobs:
-                findings += make_part(*job)
-                bar.update()
-            return findings
-        # Fresh processes: a fork would copy the threads' locks of whatever library is loaded here.
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(
-            min(num_workers, len(jobs)), mp_context=context, initializer=_end_with_parent
-        ) as pool:
-            futures = [pool.submit(make_part, *job) for job in jobs]
-            try:
-                for future in as_completed(futures):
-                    findings += future.result()
-                    bar.update()
-            except BrokenProcessPool as error:
-                raise UserError(
-                    "a process that reads episodes was killed, perhaps for want of memory; try --workers 1"
-                ) from error
-            finally:
-                pool.shutdown(cancel_futures=True)
+        # Starting processes takes longer than reading a few episodes.
+        num_workers = num_workers if len(jobs) >= 4 else 1
+        killed = "a process that reads episodes was killed, perhaps for want of memory; try --workers 1"
+        for found in run_jobs(make_part, jobs, num_workers, killed=killed):
+            findings += found
+            bar.update()
     return findings
-
-
-def _end_with_parent() -> None:
-    """Makes this process end when the one that started it is killed, which the pool does not do by itself."""
-
-    def watch() -> None:
-        multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _refuse_faults(findings: Sequence[Finding], num_episodes: int, strict: bool) -> None:
@@ -387,17 +359,13 @@ def _join(out: Path, members: Sequence[Member], options: PrepareOptions, current
     index["content"] = "content-" + hashlib.sha256(identity.encode()).hexdigest()[:16]
     content = out / index["content"]
     if not (current == index["content"] and content.is_dir()):
-        # A folder that `dataset.json` does not name was left by a killed run; one that cannot be opened is damaged.
-        shutil.rmtree(content, ignore_errors=True)
-        building = out / f".content-{os.getpid()}"
-        building.mkdir()
-        _write_arrays(building, parts, entries, views, np.dtype(options.part.sensor_dtype), options)
-        _write_statistics(building, parts, splits)
-        (building / "episodes.json").write_text(json.dumps(entries, indent=1), encoding="utf-8")
-        os.replace(building, content)
-    temporary = out / f".{INDEX_FILE}"
-    temporary.write_text(json.dumps(index, indent=2), encoding="utf-8")
-    os.replace(temporary, out / INDEX_FILE)
+        # What may be there was left by a killed run, or cannot be opened.
+        with temporary_folder(content, within=out / BUILDING) as folder:
+            _write_arrays(folder, parts, entries, views, np.dtype(options.part.sensor_dtype), options)
+            _write_statistics(folder, parts, splits)
+            (folder / "episodes.json").write_text(json.dumps(entries, indent=1), encoding="utf-8")
+            replace_folder(folder, content)
+    replace_text(out / INDEX_FILE, json.dumps(index, indent=2))
     for old in out.glob("content-*"):
         if old != content:
             shutil.rmtree(old)

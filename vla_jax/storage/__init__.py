@@ -1,1 +1,1 @@
-"""What reaches the disk whole: write-then-rename, locks, checksums, stop signals, configurations as JSON."""
+"""What survives being killed: write-then-rename, locks, checksums, stop signals, workers; configurations as JSON."""

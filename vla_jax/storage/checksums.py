@@ -1,6 +1,7 @@
-"""Checksums of a folder's files, so that a changed byte is noticed before it is used.
+"""Checksums of files and of whole folders, so that a changed byte is noticed before it is used.
 
-They stand in the folder itself, in the format of `sha256sum`: `cd FOLDER && sha256sum -c SHA256SUMS` checks it too.
+A folder's stand in the folder itself, in the format of `sha256sum`: `cd FOLDER && sha256sum -c SHA256SUMS` checks it
+too.
 """
 
 import hashlib
@@ -14,11 +15,17 @@ CHECKSUMS_FILE = "SHA256SUMS"
 _LINE = re.compile(r"([0-9a-f]{64})  (.+)")
 
 
+def file_digest(path: Path) -> str:
+    """Returns the SHA-256 (hex) of a file's bytes."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
 def write_checksums(folder: Path) -> None:
     """Writes the checksum of every file in and below `folder` into the folder."""
     names = sorted(_files(folder))
     with ThreadPoolExecutor() as pool:
-        digests = pool.map(lambda name: _digest(folder / name), names)
+        digests = pool.map(lambda name: file_digest(folder / name), names)
     text = "".join(f"{digest}  {name}\n" for digest, name in zip(digests, names, strict=True))
     (folder / CHECKSUMS_FILE).write_text(text)
 
@@ -46,7 +53,7 @@ def _change(folder: Path, name: str, expected: str | None) -> str | None:
     if expected is None:
         return "was not written with it"
     try:
-        return None if _digest(folder / name) == expected else "has changed"
+        return None if file_digest(folder / name) == expected else "has changed"
     except FileNotFoundError:
         return "is missing"
     except OSError as error:
@@ -65,8 +72,3 @@ def _files(folder: Path) -> set[str]:
 def _is_in(name: str, parts: Collection[str] | None) -> bool:
     part, separator, _ = name.partition("/")
     return parts is None or not separator or part in parts
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()

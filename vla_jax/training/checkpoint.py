@@ -36,6 +36,7 @@ from vla_jax.policy.network import PolicyNetwork
 from vla_jax.preprocessing.normaliser import Normaliser
 from vla_jax.storage import config_json
 from vla_jax.storage.checksums import CHECKSUMS_FILE, find_changes, write_checksums
+from vla_jax.storage.replacing import put_in_place, remove_folder, remove_leftovers
 from vla_jax.training.config import TrainConfig
 from vla_jax.training.optimizer import parameter_name
 from vla_jax.training.processes import is_main_process
@@ -50,8 +51,8 @@ VALIDATION = "validation"
 BEST_METRIC = f"{VALIDATION}/action_mse"
 _STATE_ITEMS = ("params", "ema_params", "statistics", "optimizer")
 _METADATA_FILE = "data.json"  # What Orbax's JSON handler calls it.
-# Names of folders beside the checkpoints, of which one that starts is left by a process that was killed.
-_UNFINISHED, _DISCARDED, _ORBAX_UNFINISHED = ".unfinished", ".discarded", ".orbax-checkpoint-tmp"
+# Names of folders beside the checkpoints that a process that was killed leaves; all processes of a run write into one.
+_UNFINISHED, _ORBAX_UNFINISHED = ".unfinished", ".orbax-checkpoint-tmp"
 _NUM_CHANGES_NAMED = 3
 _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "numpy", "vla-jax")
 
@@ -155,10 +156,7 @@ class CheckpointWriter:
         scored = {step: score for step, score in self._scores.items() if score is not None}
         kept = {*sorted(self._scores)[-self._keep :], *sorted(scored, key=scored.__getitem__)[:1]}
         for step in self._scores.keys() - kept:
-            # Renamed first: a process killed while it deletes leaves no half of a checkpoint.
-            discarded = self._directory / f"{step}{_DISCARDED}"
-            (self._directory / str(step)).rename(discarded)
-            shutil.rmtree(discarded)
+            remove_folder(self._directory / str(step))
             del self._scores[step]
 
 
@@ -393,13 +391,14 @@ def _damaged(directory: Path, changes: list[str]) -> UserError:
 def _commit(unfinished: Path) -> None:
     """Makes a complete folder the checkpoint that its name says, with the checksums of all its files."""
     write_checksums(unfinished)
-    unfinished.rename(unfinished.with_name(unfinished.name.removesuffix(_UNFINISHED)))
+    put_in_place(unfinished, unfinished.with_name(unfinished.name.removesuffix(_UNFINISHED)))
 
 
 def _remove_remains(directory: Path) -> None:
     """Removes what processes that were killed left behind."""
+    remove_leftovers(directory)
     for child in directory.iterdir():
-        if any(mark in child.name for mark in (_UNFINISHED, _DISCARDED, _ORBAX_UNFINISHED)):
+        if any(mark in child.name for mark in (_UNFINISHED, _ORBAX_UNFINISHED)):
             shutil.rmtree(child)
 
 

@@ -1,39 +1,26 @@
 """The directory of one training run: its lock, its readable configuration, and the batch that broke it."""
 
-import contextlib
-import fcntl
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import jax
 import numpy as np
 
-from vla_jax.errors import UserError
-from vla_jax.storage import config_json
+from vla_jax.storage import config_json, locks
 from vla_jax.storage.replacing import replace_file, replace_text
 from vla_jax.training.config import TrainConfig
 
 CONFIG_FILE = "config.json"
 
 
-@contextlib.contextmanager
-def locked(run: Path) -> Iterator[None]:
-    """Makes RUN and holds its lock, so that two processes never write one run.
+def locked(run: Path) -> AbstractContextManager[None]:
+    """Makes RUN and holds it, so that two processes never write one run.
 
     Raises:
         UserError: another process holds it, or RUN cannot be made.
     """
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-        handle = (run / ".lock").open("w")
-    except OSError as error:
-        raise UserError(f"cannot write to {run}: {error.strerror}") from error
-    with handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(f"another process is training into {run}; choose another --out") from error
-        yield
+    return locks.locked(run, busy=f"another process is training into {run}; choose another --out")
 
 
 def write_config(config: TrainConfig, run: Path) -> None:

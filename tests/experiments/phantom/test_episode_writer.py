@@ -10,7 +10,7 @@ from PIL import Image
 
 from experiments.phantom.camera import VIEWS
 from experiments.phantom.episode_writer import sensor_windows, write_episode
-from experiments.phantom.recording import record_expert
+from experiments.phantom.recording import record_demonstration
 from experiments.phantom.simulator import PhantomSimulator
 
 START = 1_700_000_000.0
@@ -18,7 +18,7 @@ START = 1_700_000_000.0
 
 @pytest.fixture(scope="module")
 def recording():
-    return record_expert(PhantomSimulator(image_size=28), np.random.SeedSequence(0))
+    return record_demonstration(PhantomSimulator(image_size=28), np.random.SeedSequence(0))
 
 
 def written(recording, tmp_path: Path, **options) -> Path:
@@ -107,7 +107,9 @@ def test_the_labs_windows_overlap(recording, tmp_path):
 
 
 def test_an_episode_without_sensor_has_no_sensor_file(tmp_path):
-    recording = record_expert(PhantomSimulator(image_size=28, has_sensor=False), np.random.SeedSequence(0))
+    recording = record_demonstration(
+        PhantomSimulator(image_size=28, has_sensor=False), np.random.SeedSequence(0)
+    )
     directory = written(recording, tmp_path)
     assert not (directory / "sensor_data.npz").exists()
     metadata = json.loads((directory / "metadata.json").read_text())

@@ -1,22 +1,22 @@
-"""Expert episodes in memory."""
+"""Demonstrations in memory."""
 
 import numpy as np
 import pytest
 
-from experiments.phantom.recording import Recording, find_segments, record_expert
+from experiments.phantom.recording import Recording, find_segments, record_demonstration
 from experiments.phantom.simulator import PhantomSimulator
 
 
 @pytest.fixture(scope="module")
 def recording() -> Recording:
     simulator = PhantomSimulator(image_size=28)
-    return record_expert(simulator, np.random.SeedSequence(0, spawn_key=(3,)))
+    return record_demonstration(simulator, np.random.SeedSequence(0, spawn_key=(3,)))
 
 
 @pytest.fixture(scope="module")
 def motions() -> list[Recording]:
     simulator = PhantomSimulator(has_sensor=False, has_images=False)
-    return [record_expert(simulator, np.random.SeedSequence(1, spawn_key=(i,))) for i in range(30)]
+    return [record_demonstration(simulator, np.random.SeedSequence(1, spawn_key=(i,))) for i in range(30)]
 
 
 def duration(recording, name):
@@ -90,12 +90,12 @@ def test_segments_hold_what_their_names_say(recording):
 def test_segments_may_occur_several_times():
     simulator = PhantomSimulator(has_sensor=False, has_images=False)
     simulator.reset(0)
-    views = []
+    states = []
     for dx in (0.0, 0.0, 0.0):
-        views.append(simulator.expert_view)
+        states.append(simulator.state)
         simulator.step(np.array([dx, 0, 0, 0, 0, 0, 1.0]))
-    there = record_view_at_marker(simulator)
-    segments = find_segments([*views, there, *views])
+    there = state_at_marker(simulator)
+    segments = find_segments([*states, there, *states])
     assert [s.name for s in segments] == ["align", "align", "approach"]
     assert [(round(s.start_s, 2), round(s.end_s, 2)) for s in segments] == [
         (-0.05, 0.25),
@@ -104,11 +104,11 @@ def test_segments_may_occur_several_times():
     ]
 
 
-def record_view_at_marker(simulator):
+def state_at_marker(simulator):
     """The state right above the marker."""
-    view = simulator.expert_view
-    pose = np.array([*view.marker_xy_mm, view.surface_z_mm + 3.0, 0, 0, 0])
-    return type(view).of(simulator.scenario, pose, False)
+    state = simulator.state
+    pose = np.array([*state.marker_xy_mm, state.surface_z_mm + 3.0, 0, 0, 0])
+    return type(state).of(simulator.scenario, pose, False)
 
 
 def test_without_sensor_and_images_nothing_is_made_up(motions):
@@ -119,5 +119,5 @@ def test_without_sensor_and_images_nothing_is_made_up(motions):
 def test_a_simulator_can_be_used_again():
     simulator = PhantomSimulator(has_sensor=False, has_images=False)
     seed = np.random.SeedSequence(1, spawn_key=(4,))
-    first, second = record_expert(simulator, seed), record_expert(simulator, seed)
+    first, second = record_demonstration(simulator, seed), record_demonstration(simulator, seed)
     np.testing.assert_array_equal(first.poses, second.poses)

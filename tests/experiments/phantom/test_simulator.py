@@ -5,28 +5,28 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from experiments.phantom import PhantomSimulator, expert_action
+from experiments.phantom import PhantomSimulator, demonstrator_action
 from experiments.phantom.camera import NEEDLE_LENGTH_MM, VIEWS
-from experiments.phantom.expert import STOP_DEPTH_MM
+from experiments.phantom.demonstrator import STOP_DEPTH_MM
 from experiments.phantom.scenario import draw_scenario
 from experiments.phantom.simulator import MAX_STEP, STEP_S
 
 
 def run(simulator, seed, actions):
-    """Observations and traces of an episode with given actions."""
-    observations, traces = [simulator.reset(seed)], [simulator.trace]
+    """Readings and traces of an episode with given actions."""
+    readings, traces = [simulator.reset(seed)], [simulator.trace]
     for action in actions:
-        observations.append(simulator.step(action))
+        readings.append(simulator.step(action))
         traces.append(simulator.trace)
-    return observations, traces
+    return readings, traces
 
 
-def follow_expert(simulator, num_steps, until=lambda view: False):
+def follow_demonstrator(simulator, num_steps, until=lambda state: False):
     for _ in range(num_steps):
-        if until(simulator.expert_view):
+        if until(simulator.state):
             break
-        simulator.step(expert_action(simulator.expert_view, STEP_S))
-    return simulator.expert_view
+        simulator.step(demonstrator_action(simulator.state, STEP_S))
+    return simulator.state
 
 
 def blind():
@@ -36,20 +36,20 @@ def blind():
 ACTIONS = np.random.default_rng(0).uniform(-0.2, 0.2, (4, 7))
 
 
-def test_observation_is_what_a_policy_needs():
-    observations, _ = run(PhantomSimulator(image_size=56, sensor_rows=130), 0, ACTIONS)
-    for tick, observation in enumerate(observations):
-        assert observation.time_s == pytest.approx(0.1 * tick)
-        assert observation.pose.shape == (6,)
-        assert tuple(observation.images) == VIEWS
-        assert observation.images["View2"].shape == (56, 56, 3)
-        assert observation.sensor.shape == (130, 1026)
-        assert observation.sensor.dtype == np.float32
-        assert 0 <= observation.time_s - observation.image_time_s <= 0.2
-    assert [o.image_time_s for o in observations] == pytest.approx([-0.01, -0.01, 0.19, 0.19, 0.39])
+def test_reading_is_what_a_policy_needs():
+    readings, _ = run(PhantomSimulator(image_size=56, sensor_rows=130), 0, ACTIONS)
+    for tick, reading in enumerate(readings):
+        assert reading.time_s == pytest.approx(0.1 * tick)
+        assert reading.pose.shape == (6,)
+        assert tuple(reading.images) == VIEWS
+        assert reading.images["View2"].shape == (56, 56, 3)
+        assert reading.sensor.shape == (130, 1026)
+        assert reading.sensor.dtype == np.float32
+        assert 0 <= reading.time_s - reading.image_time_s <= 0.2
+    assert [o.image_time_s for o in readings] == pytest.approx([-0.01, -0.01, 0.19, 0.19, 0.39])
 
 
-def test_equal_seeds_and_actions_give_equal_observations():
+def test_equal_seeds_and_actions_give_equal_readings():
     first, _ = run(PhantomSimulator(image_size=56), 5, ACTIONS)
     simulator = PhantomSimulator(image_size=56)
     run(simulator, 6, ACTIONS[:2])  # what happened before must not matter
@@ -76,17 +76,17 @@ def test_leaving_out_a_sensor_changes_nothing_else():
 
 
 def test_windows_are_the_end_of_the_recorded_stream():
-    observations, traces = run(PhantomSimulator(has_images=False, sensor_rows=650), 1, ACTIONS)
+    readings, traces = run(PhantomSimulator(has_images=False, sensor_rows=650), 1, ACTIONS)
     stream = np.concatenate([trace.sensor for trace in traces])
     times = np.concatenate([trace.sensor_times_s for trace in traces])
     np.testing.assert_allclose(np.diff(times), 1 / 650)
     assert times[0] == pytest.approx(-0.1)
-    for tick, observation in enumerate(observations):
+    for tick, reading in enumerate(readings):
         rows = 65 * (tick + 1)
-        assert times[rows - 1] < observation.time_s <= times[rows - 1] + 1 / 650 + 1e-9
-        np.testing.assert_array_equal(observation.sensor[650 - rows :], stream[:rows])
+        assert times[rows - 1] < reading.time_s <= times[rows - 1] + 1 / 650 + 1e-9
+        np.testing.assert_array_equal(reading.sensor[650 - rows :], stream[:rows])
         # Before the stream's start its first row is repeated.
-        np.testing.assert_array_equal(observation.sensor[0], stream[0])
+        np.testing.assert_array_equal(reading.sensor[0], stream[0])
 
 
 def test_a_step_executes_the_action_with_small_noise():
@@ -114,7 +114,7 @@ def test_the_robot_cannot_be_driven_arbitrarily():
     assert moved[4] == pytest.approx(-MAX_STEP[4], abs=0.1)
     for _ in range(40):
         simulator.step(np.array([0, 0, -1.0, 0, 0, 0, 1.0]))
-    assert simulator.expert_view.depth_mm == pytest.approx(NEEDLE_LENGTH_MM - 0.5, abs=1e-6)
+    assert simulator.state.depth_mm == pytest.approx(NEEDLE_LENGTH_MM - 0.5, abs=1e-6)
 
 
 @pytest.mark.parametrize("action", [np.full(7, np.nan), np.zeros(5), np.zeros((1, 7))])
@@ -131,26 +131,26 @@ def test_refuses_an_empty_window():
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_the_expert_reaches_the_stop_from_anywhere(seed):
+def test_the_demonstrator_reaches_the_stop_from_anywhere(seed):
     simulator = blind()
     simulator.reset(seed)
-    view = follow_expert(simulator, 200)
-    assert view.depth_mm - simulator.scenario.target_mm == pytest.approx(STOP_DEPTH_MM, abs=0.04)
-    assert np.linalg.norm(view.lateral_mm) < 0.05
-    assert view.is_punctured
+    state = follow_demonstrator(simulator, 200)
+    assert state.depth_mm - simulator.scenario.target_mm == pytest.approx(STOP_DEPTH_MM, abs=0.04)
+    assert np.linalg.norm(state.lateral_mm) < 0.05
+    assert state.is_punctured
 
 
-def test_the_expert_recovers_from_disturbances():
+def test_the_demonstrator_recovers_from_disturbances():
     """It feeds back the state: pushed aside on the way and too deep at the end, it still ends at the stop."""
     simulator = blind()
     simulator.reset(0)
-    follow_expert(simulator, 300, until=lambda view: view.is_aligned)
+    follow_demonstrator(simulator, 300, until=lambda state: state.is_aligned)
     for _ in range(3):
         simulator.step(np.array([0.8, 0.5, 0, 2.0, 0, 0, 1.0]))
-    follow_expert(simulator, 300, until=lambda view: view.is_at_stop)
+    follow_demonstrator(simulator, 300, until=lambda state: state.is_at_stop)
     simulator.step(np.array([0, 0, -0.8, 0, 0, 0, 1.0]))
-    assert simulator.expert_view.remaining_mm < -0.7
-    assert follow_expert(simulator, 60).is_at_stop
+    assert simulator.state.remaining_mm < -0.7
+    assert follow_demonstrator(simulator, 60).is_at_stop
 
 
 def test_force_shows_contact_and_puncture():
@@ -158,10 +158,10 @@ def test_force_shows_contact_and_puncture():
     simulator.reset(4)
     scenario = simulator.scenario
     forces, depths = [], []
-    while not simulator.expert_view.is_at_stop:
-        observation = simulator.step(expert_action(simulator.expert_view, STEP_S))
-        forces.append(observation.sensor[:, 0])
-        depths.append(simulator.expert_view.depth_mm)
+    while not simulator.state.is_at_stop:
+        reading = simulator.step(demonstrator_action(simulator.state, STEP_S))
+        forces.append(reading.sensor[:, 0])
+        depths.append(simulator.state.depth_mm)
     force = np.array(forces) - scenario.force_offset
     depth = np.array(depths)
     assert np.abs(force[depth < -0.3]).max() < 0.06
@@ -178,11 +178,11 @@ def test_the_ascan_shows_the_way_to_the_target():
     """The front of the target layer comes nearer by what the tip moves, in 5 um bins."""
     simulator = PhantomSimulator(has_images=False, sensor_rows=65)
     simulator.reset(4)
-    follow_expert(simulator, 200, until=lambda view: view.remaining_mm < 3.0)
-    observation = simulator.step(np.zeros(7))
-    scan = observation.sensor[:, 1:].mean(axis=0)
+    follow_demonstrator(simulator, 200, until=lambda state: state.remaining_mm < 3.0)
+    reading = simulator.step(np.zeros(7))
+    scan = reading.sensor[:, 1:].mean(axis=0)
     scan = np.convolve(scan, np.ones(9) / 9, mode="same")
-    ahead = simulator.scenario.target_mm - simulator.expert_view.depth_mm
+    ahead = simulator.scenario.target_mm - simulator.state.depth_mm
     edge = 300 + np.argmax(np.convolve(scan, np.repeat([1, -1], 40), mode="valid")[260:700]) + 0
     assert edge * 0.005 == pytest.approx(ahead, abs=0.1)
 
@@ -192,4 +192,4 @@ def test_a_given_scenario_replaces_the_drawn_one():
     simulator = blind()
     simulator.reset(0, scenario)
     assert simulator.scenario is scenario
-    assert follow_expert(simulator, 200).depth_mm == pytest.approx(5.0 + STOP_DEPTH_MM, abs=0.04)
+    assert follow_demonstrator(simulator, 200).depth_mm == pytest.approx(5.0 + STOP_DEPTH_MM, abs=0.04)

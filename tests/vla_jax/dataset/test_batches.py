@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from feature_cache.keys import imported_provenance
 from feature_cache.store import ShardWriter
 from tests.vla_jax.recordings.recorded_episodes import write_data_set, write_windows_episode
 from vla_jax.contracts.provenance import Provenance
@@ -14,6 +13,7 @@ from vla_jax.dataset.batches import BatchLoader, ProcessShare, SampleOrder, sequ
 from vla_jax.dataset.feature_table import FeatureTable, record_keys
 from vla_jax.dataset.preparation import PrepareOptions, prepare
 from vla_jax.errors import UserError
+from vla_jax.reference.cached_files import imported_provenance
 
 WIDTH = 6
 

@@ -4,7 +4,7 @@ import hashlib
 
 import pytest
 
-from feature_cache.keys import imported_provenance, record_key
+from feature_cache.keys import record_key
 from tests.vla_jax.recordings.recorded_episodes import write_data_set, write_windows_episode
 from tests.vla_jax.recordings.test_capture import write_capture_episode
 from tests.vla_jax.recordings.test_legacy import write_legacy_episode
@@ -12,6 +12,7 @@ from vla_jax.dataset.feature_table import record_keys
 from vla_jax.dataset.packed_episode import PartOptions
 from vla_jax.dataset.preparation import PrepareOptions, prepare
 from vla_jax.reference import cached_records
+from vla_jax.reference.cached_files import imported_provenance
 from vla_jax.reference.cached_records import match_reference_files
 from vla_jax.reference.samples import reference_samples
 

@@ -210,7 +210,7 @@ def test_what_killed_processes_left_is_no_checkpoint_and_goes(trainer, tmp_path)
     write(trainer, tmp_path, [1, 2])
     remains = [
         tmp_path / CHECKPOINTS / name
-        for name in ("3.unfinished", "3.unfinished.orbax-checkpoint-tmp", "0.discarded")
+        for name in ("3.unfinished", "3.unfinished.orbax-checkpoint-tmp", ".tmp-0-12-3ab")
     ]
     for remain in remains:
         shutil.copytree(tmp_path / CHECKPOINTS / "2", remain)

@@ -1,7 +1,7 @@
 """Taking over the features of a PyTorch reference cache: one `.pt` file with a tensor (1, 1, V) per refresh.
 
 The files say neither what made them nor what they show. What they show is found by their names (see
-`vla_jax.reference.cached_records`); what made them is left to the user to name (`keys.imported_provenance`).
+`vla_jax.reference.cached_records`); what made them is left to the user to name.
 """
 
 import os
@@ -44,6 +44,22 @@ class ImportSummary:
 
 class UnusableFileError(Exception):
     """Why a file holds no features that can be taken over."""
+
+
+def imported_provenance(backbone_name: str) -> Provenance:
+    """Returns the provenance of features from a PyTorch reference cache, which does not say what made them.
+
+    backbone_name: what the user says of it; here it is part of the digest, for it is all there is to tell two such
+        caches apart.
+    """
+    return Provenance(
+        backbone=f"unknown weights named {backbone_name}",
+        backbone_name=backbone_name,
+        adapter=None,
+        processor={"imported_from": "PyTorch reference cache"},
+        chat_template="unknown",
+        pooling="mean",
+    )
 
 
 def reference_files(directory: str | os.PathLike) -> dict[str, Path]:

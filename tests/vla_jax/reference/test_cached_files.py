@@ -4,10 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from feature_cache.keys import imported_provenance, record_key
-from feature_cache.reference_cache import ImportedRecord, import_features, reference_files
+from feature_cache.keys import record_key
 from feature_cache.store import FeatureStore
 from vla_jax.errors import UserError
+from vla_jax.reference.cached_files import (
+    ImportedRecord,
+    import_features,
+    imported_provenance,
+    reference_files,
+)
 
 PROVENANCE = imported_provenance("a 3B model")
 WIDTH = 5

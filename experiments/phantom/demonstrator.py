@@ -1,4 +1,4 @@
-"""The scripted expert: pure state feedback, so that what it does can be learnt from what can be observed.
+"""The scripted demonstrator: pure state feedback, so that what it does can be learnt from what can be observed.
 
 Sideways and in orientation its speed is proportional to what remains, with saturation. It descends once it is aligned,
 slows down before the surface, slows down more while it pushes the membrane, and stops inside the target layer. Nothing
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from experiments.phantom.scenario import Scenario
 
 STOP_DEPTH_MM = 0.3
-"""How far past the target layer's surface the expert stops."""
+"""How far past the target layer's surface the demonstrator stops."""
 ALIGNED_MM = 0.15
 ALIGNED_DEG = 0.4
 AT_STOP_MM = 0.04
@@ -30,8 +30,9 @@ _STOP_RATE = 1.8  # 1/s
 
 
 @dataclass(frozen=True)
-class ExpertView:
-    """What the expert goes by. pose: (6,) mm and degrees. Depths in mm below the surface."""
+class InsertionState:
+    """Where an insertion is, all that the demonstrator goes by. pose: (6,) mm and degrees. Depths in mm below the
+    surface."""
 
     pose: NDArray
     marker_xy_mm: tuple[float, float]
@@ -41,8 +42,8 @@ class ExpertView:
     is_punctured: bool
 
     @classmethod
-    def of(cls, scenario: Scenario, pose: NDArray, is_punctured: bool) -> "ExpertView":
-        """The view of a scenario's state."""
+    def of(cls, scenario: Scenario, pose: NDArray, is_punctured: bool) -> "InsertionState":
+        """The state of a scenario."""
         return cls(
             pose,
             scenario.marker_xy_mm,
@@ -80,23 +81,23 @@ class ExpertView:
         return abs(self.remaining_mm) < AT_STOP_MM
 
 
-def expert_velocity(view: ExpertView) -> NDArray:
-    """Returns the expert's velocity (6,): mm/s and degrees/s in the base frame."""
-    lateral = _towards_zero(view.lateral_mm, _LATERAL_RATE, _LATERAL_MAX_MM_S)
-    angular = _towards_zero(-view.pose[3:], _ANGULAR_RATE, _ANGULAR_MAX_DEG_S)
+def demonstrator_velocity(state: InsertionState) -> NDArray:
+    """Returns the demonstrator's velocity (6,): mm/s and degrees/s in the base frame."""
+    lateral = _towards_zero(state.lateral_mm, _LATERAL_RATE, _LATERAL_MAX_MM_S)
+    angular = _towards_zero(-state.pose[3:], _ANGULAR_RATE, _ANGULAR_MAX_DEG_S)
     misaligned = max(
-        np.linalg.norm(view.lateral_mm) / ALIGNED_MM, np.max(np.abs(view.pose[3:])) / ALIGNED_DEG
+        np.linalg.norm(state.lateral_mm) / ALIGNED_MM, np.max(np.abs(state.pose[3:])) / ALIGNED_DEG
     )
     readiness = 1.0 - _smooth_step((misaligned - 1.0) / 1.5)
-    return np.concatenate([lateral, [-readiness * _insertion_speed(view)], angular])
+    return np.concatenate([lateral, [-readiness * _insertion_speed(state)], angular])
 
 
-def expert_action(view: ExpertView, step_s: float, speed_factor: float = 1.0) -> NDArray:
-    """Returns the expert's action (7,) for a step: dx dy dz in mm, da db dr in degrees, gripper 1.
+def demonstrator_action(state: InsertionState, step_s: float, speed_factor: float = 1.0) -> NDArray:
+    """Returns the demonstrator's action (7,) for a step: dx dy dz in mm, da db dr in degrees, gripper 1.
 
     speed_factor: about 1, a person's variation of the speed.
     """
-    return np.append(expert_velocity(view) * (speed_factor * step_s), 1.0)
+    return np.append(demonstrator_velocity(state) * (speed_factor * step_s), 1.0)
 
 
 class SpeedVariation:
@@ -113,16 +114,16 @@ class SpeedVariation:
         return float(1.0 + self._value)
 
 
-def _insertion_speed(view: ExpertView) -> float:
+def _insertion_speed(state: InsertionState) -> float:
     """Returns the speed along the needle, mm/s, positive inwards."""
-    if view.depth_mm < 0:
-        slowing = np.exp(view.depth_mm / _SLOWING_MM)
+    if state.depth_mm < 0:
+        slowing = np.exp(state.depth_mm / _SLOWING_MM)
         return _APPROACH_MM_S + (_INSERT_MM_S - _APPROACH_MM_S) * slowing
     speed = _INSERT_MM_S
-    if not view.is_punctured:
-        pressed = _smooth_step((view.depth_mm - view.membrane_mm) / 0.15)
+    if not state.is_punctured:
+        pressed = _smooth_step((state.depth_mm - state.membrane_mm) / 0.15)
         speed += pressed * (_PRESS_MM_S - _INSERT_MM_S)
-    return min(speed, _INSERT_MM_S * np.tanh(_STOP_RATE * view.remaining_mm / _INSERT_MM_S))
+    return min(speed, _INSERT_MM_S * np.tanh(_STOP_RATE * state.remaining_mm / _INSERT_MM_S))
 
 
 def _towards_zero(remaining: NDArray, rate: float, max_speed: float) -> NDArray:

@@ -1,0 +1,96 @@
+"""The phantom as an environment: what ends an episode, and what the demonstrator's own insertions are judged."""
+
+import numpy as np
+import pytest
+
+from experiments.phantom import PhantomEnvironment, PhantomSimulator, demonstrator_action
+from experiments.phantom.simulator import STEP_S
+from vla_jax.contracts.specs import LAB_ACTIONS
+
+STILL = np.array([0, 0, 0, 0, 0, 0, 1.0])
+
+
+def blind(**settings):
+    return PhantomEnvironment(PhantomSimulator(has_sensor=False, has_images=False), **settings)
+
+
+def demonstrate(environment, seed, *, disturb=lambda action: action):
+    environment.reset(seed)
+    while not environment.is_over():
+        environment.step(disturb(demonstrator_action(environment.simulator.state, STEP_S)))
+    return environment.outcome()
+
+
+def test_the_demonstrator_succeeds():
+    environment = blind()
+    outcomes = [demonstrate(environment, seed) for seed in range(20)]
+    assert sum(outcome.success for outcome in outcomes) >= 19
+    errors = [outcome.measures["depth_error_um"] for outcome in outcomes]
+    assert np.median(errors) < 60
+    assert max(outcome.measures["lateral_um"] for outcome in outcomes) < 250
+    # The membrane gives way at 0.3 to 0.5 N.
+    assert all(0.25 < outcome.measures["peak_force_n"] < 0.7 for outcome in outcomes)
+    assert max(outcome.measures["time_s"] for outcome in outcomes) < 20
+
+
+def test_standing_still_never_enters_and_takes_all_the_time():
+    environment = blind(time_limit_s=4.0)
+    environment.reset(0)
+    ticks = 0
+    while not environment.is_over():
+        environment.step(STILL)
+        ticks += 1
+    assert ticks == 40
+    assert environment.outcome().failure == "never_entered"
+
+
+@pytest.mark.parametrize(
+    ("disturb", "failure"),
+    [
+        (lambda action: action * [1, 1, 0, 1, 1, 1, 1], "never_entered"),
+        (lambda action: action * [0, 0, 0, 0, 0, 0, 1] + [0, 0, -0.3, 0, 0, 0, 0], "off_marker"),
+    ],
+)
+def test_other_ways_fail_by_name(disturb, failure):
+    outcome = demonstrate(blind(), 1, disturb=disturb)
+    assert not outcome.success
+    assert outcome.failure == failure
+
+
+def test_pushing_on_is_too_deep_and_stopping_early_is_short():
+    environment = blind()
+    environment.reset(3)
+    while environment.simulator.state.remaining_mm > 1.0:
+        environment.step(demonstrator_action(environment.simulator.state, STEP_S))
+    assert environment.outcome().failure == "did_not_stop"
+    for _ in range(11):
+        environment.step(STILL)
+    assert environment.is_over()
+    assert environment.outcome().failure == "stopped_short"
+    for _ in range(8):
+        environment.step(np.array([0, 0, -0.2, 0, 0, 0, 1.0]))
+    assert environment.outcome().failure == "too_deep"
+    assert environment.outcome().measures["overshoot_um"] == pytest.approx(600, abs=150)
+
+
+def test_waiting_above_the_phantom_does_not_end_the_episode():
+    environment = blind()
+    environment.reset(0)
+    for _ in range(15):
+        environment.step(STILL)
+    assert not environment.is_over()
+
+
+def test_readings_are_the_simulators_and_a_reset_forgets():
+    simulator = PhantomSimulator(image_size=28)
+    environment = PhantomEnvironment(simulator)
+    first = environment.reset(5)
+    assert first.prompt == simulator.scenario.instruction
+    assert first.sensor.shape == (65, 1026)
+    assert sorted(first.images) == ["View1", "View2", "View3"]
+    environment.step(STILL)
+    assert len(environment.trace().tip_mm) == 2
+    again = environment.reset(5)
+    assert len(environment.trace().tip_mm) == 1
+    np.testing.assert_array_equal(first.sensor, again.sensor)
+    assert environment.actions is LAB_ACTIONS
