@@ -102,5 +102,7 @@ def write_report(
     return report
 
 
+COMMAND = cli.Command("compare", Arguments, DESCRIPTION, main)
+
 if __name__ == "__main__":
-    cli.run(main, Arguments, name="compare", description=DESCRIPTION)
+    COMMAND.run()

@@ -117,5 +117,7 @@ def segment_table(metrics: Mapping[str, Any]) -> Table:
     return table
 
 
+COMMAND = cli.Command("evaluate", Arguments, DESCRIPTION, main)
+
 if __name__ == "__main__":
-    cli.run(main, Arguments, name="evaluate", description=DESCRIPTION)
+    COMMAND.run()

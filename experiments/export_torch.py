@@ -28,5 +28,7 @@ def main(arguments: Arguments) -> None:
     print(f"{count} tensors written to {arguments.out}")
 
 
+COMMAND = cli.Command("export_torch", Arguments, DESCRIPTION, main)
+
 if __name__ == "__main__":
-    cli.run(main, Arguments, name="export_torch", description=DESCRIPTION)
+    COMMAND.run()

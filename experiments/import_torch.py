@@ -41,5 +41,7 @@ def main(arguments: Arguments) -> None:
     print(f"written to {directory}")
 
 
+COMMAND = cli.Command("import_torch", Arguments, DESCRIPTION, main)
+
 if __name__ == "__main__":
-    cli.run(main, Arguments, name="import_torch", description=DESCRIPTION)
+    COMMAND.run()

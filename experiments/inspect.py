@@ -111,5 +111,7 @@ def _print(console: Console, title: str, header: Sequence[str], rows: Sequence[S
     console.print(table, markup=False)
 
 
+COMMAND = cli.Command("inspect", Arguments, DESCRIPTION, main)
+
 if __name__ == "__main__":
-    cli.run(main, Arguments, name="inspect", description=DESCRIPTION)
+    COMMAND.run()

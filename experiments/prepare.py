@@ -202,10 +202,11 @@ def _print_result(console: Console, result: PrepareResult) -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
+COMMAND = cli.Command(
+    "prepare",
+    Arguments,
+    "Validates recorded episodes, aligns them in time and packs them into a data set.",
+    main,
+)
 if __name__ == "__main__":
-    cli.run(
-        main,
-        Arguments,
-        name="prepare",
-        description="Validates recorded episodes, aligns them in time and packs them into a data set.",
-    )
+    COMMAND.run()
