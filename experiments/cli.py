@@ -78,7 +78,7 @@ class Command(Generic[ArgumentsT]):
         program = called(self.name)
         # The word None is no value of an option: to leave an option at its default is to leave it out.
         config = (tyro.conf.DisallowNone,)
-        with one_line_usage_errors(self.arguments, words, program, config):
+        with one_line_usage_errors(self.arguments, words, program):
             return tyro.cli(
                 self.arguments,
                 args=list(words),

@@ -54,7 +54,5 @@ def listing() -> str:
     """Returns all commands with what each does, and how to go on."""
     width = max(map(len, COMMANDS))
     lines = [f"  {name:{width}}  {what}" for name, what in COMMANDS.items()]
-    return "\n".join(
-        ["usage: vla-jax COMMAND …, or python -m experiments.COMMAND …", "", *lines, ""]
-        + ["vla-jax COMMAND --help says what a command takes."]
-    )
+    usage = "usage: vla-jax COMMAND …, or python -m experiments.COMMAND …"
+    return "\n".join([usage, "", *lines, "", "vla-jax COMMAND --help says what a command takes."])

@@ -6,7 +6,6 @@ from pathlib import Path
 import tyro
 
 from experiments import cli
-from vla_jax.reference.conversion import export_checkpoint
 
 DESCRIPTION = """Writes a policy as a checkpoint that the PyTorch reference loads with `strict=True`. That needs a
 network that the reference knows: one imported from it, or trained with `--recipe reference`."""
@@ -24,6 +23,8 @@ class Arguments:
 
 def main(arguments: Arguments) -> None:
     """Exports and says how much."""
+    from vla_jax.reference.conversion import export_checkpoint
+
     count = export_checkpoint(arguments.run, arguments.out)
     print(f"{count} tensors written to {arguments.out}")
 

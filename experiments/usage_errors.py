@@ -5,9 +5,11 @@ others, its own boxes are what one sees.
 """
 
 import contextlib
+import dataclasses
 import typing
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
+from itertools import pairwise
 from typing import Any
 
 import tyro
@@ -19,14 +21,14 @@ try:
 except ImportError:
     events = None
 
+_POSITIONAL = typing.get_args(tyro.conf.Positional[str])[1]
+
 
 @contextlib.contextmanager
-def one_line_usage_errors(
-    arguments: Any, words: Sequence[str], program: str, config: tuple[Any, ...]
-) -> Iterator[None]:
+def one_line_usage_errors(arguments: Any, words: Sequence[str], program: str) -> Iterator[None]:
     """Raises a `UserError` where `tyro.cli` would print a box and exit.
 
-    arguments, words, config: what tyro is given. program: the command, as it was called.
+    arguments, words: what tyro is given. program: the command, as it was called.
     """
     if not hasattr(events, "on_parse_error"):
         yield
@@ -34,7 +36,7 @@ def one_line_usage_errors(
 
     def refuse(event: Any) -> None:
         # First of all, since tyro would rather miss what a mistyped option was meant to give.
-        mistake = _mistyped(words, _option_names(arguments, config))
+        mistake = _mistyped(words, option_names(arguments))
         if mistake is None:
             try:
                 mistake = _describe(event, words)
@@ -63,7 +65,9 @@ def _describe(event: Any, words: Sequence[str]) -> str | None:
         case "UnrecognizedArgs":
             return f"unexpected argument {event.tokens[0]}"
         case "MissingArgs":
-            missing = [entry.arg.get_invocation_text()[1].as_str_no_ansi() for entry in event.missing_arguments]
+            missing = [
+                entry.arg.get_invocation_text()[1].as_str_no_ansi() for entry in event.missing_arguments
+            ]
             return f"missing: {', '.join(missing)}"
         case "MissingSubcommand":
             return f"give one of {', '.join(event.subcommand_spec.parser_from_name)}"
@@ -75,7 +79,7 @@ def _describe(event: Any, words: Sequence[str]) -> str | None:
             )
         case "InstantiationFailure" if event.argument is not None:
             name = event.argument.display_name()
-            values = [value for option, value in zip(words, words[1:], strict=False) if option == name]
+            values = [value for option, value in pairwise(words) if option == name]
             return _no_such_value(event.argument, values[-1] if values else None)
     return None
 
@@ -99,8 +103,24 @@ def _name(argument: Any) -> str:
     return argument.lowered.metavar if argument.is_positional() else argument.display_name()
 
 
-def _option_names(arguments: Any, config: tuple[Any, ...]) -> list[str]:
-    """Returns every option of a command, those of all its subcommands included."""
-    members = typing.get_args(arguments) if typing.get_origin(arguments) is not None else ()
-    parsers = [tyro.extras.get_parser(member, config=config) for member in members or (arguments,)]
-    return [name for parser in parsers for name in parser._option_string_actions]
+def option_names(arguments: Any) -> list[str]:
+    """Returns every option of a command, those of all its subcommands included.
+
+    arguments: a dataclass, with others nested in it, or a union of annotated ones.
+    """
+    if not dataclasses.is_dataclass(arguments):
+        members = [typing.get_args(member)[0] for member in typing.get_args(arguments)]
+        return sorted({name for member in members for name in option_names(member)})
+    names, hints = ["--help"], typing.get_type_hints(arguments, include_extras=True)
+    for field in dataclasses.fields(arguments):
+        hint = hints[field.name]
+        kind, notes = (hint.__origin__, hint.__metadata__) if hasattr(hint, "__metadata__") else (hint, ())
+        nested = [part for part in (kind, field.default_factory) if dataclasses.is_dataclass(part)]
+        if nested:
+            names += option_names(nested[0])
+        elif _POSITIONAL not in notes:
+            name = field.name.replace("_", "-")
+            names += (
+                [f"--{name}", f"--no-{name}"] if bool in (kind, *typing.get_args(kind)) else [f"--{name}"]
+            )
+    return names

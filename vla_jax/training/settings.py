@@ -29,9 +29,7 @@ def differing(a: object, b: object) -> list[str]:
     ours, theirs = (flat(dataclasses.asdict(config)) for config in (a, b))  # type: ignore[call-overload]
     missing = object()
     return sorted(
-        name
-        for name in ours.keys() | theirs.keys()
-        if ours.get(name, missing) != theirs.get(name, missing)
+        name for name in ours.keys() | theirs.keys() if ours.get(name, missing) != theirs.get(name, missing)
     )
 
 
