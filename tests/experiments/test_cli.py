@@ -123,7 +123,9 @@ def test_a_module_of_its_own_says_how_it_was_called():
 
 def test_without_tyro_s_events_its_own_message_is_shown():
     without = "from experiments import usage_errors; usage_errors.events = None\n"
-    done, _ = call("phantom", "OUT", "--sede", "3", code=f"{without}from experiments.commands import main; main()")
+    done, _ = call(
+        "phantom", "OUT", "--sede", "3", code=f"{without}from experiments.commands import main; main()"
+    )
     assert done.returncode == 2
     assert "Unrecognized options" in done.stderr
     assert "--seed" in done.stderr
