@@ -197,7 +197,7 @@ def _print_result(console: Console, result: PrepareResult) -> None:
         reason = "images" if not any(entry.has_images for entry in dataset.episodes) else "poses"
         lines.append(f"no samples: no episode has {reason}; there is nothing to export or to train on")
     else:
-        lines.append(f"next: python -m experiments.export {dataset.path} --backbone PATH_OR_ID --cache CACHE")
+        lines.append(f"next: {cli.called('export')} {dataset.path} --backbone PATH_OR_ID --cache CACHE")
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 

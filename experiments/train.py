@@ -46,7 +46,7 @@ SettingOptions = options_for(TrainConfig, SETTINGS, default="the recipe's")
 
 @dataclass(frozen=True)
 class Running:
-    """On what a run computes, and what it tells; none of it changes the result."""
+    """On what a run computes, and what it tells."""
 
     feed: FeedMode = "auto"
     """How batches reach the devices. host: made by threads and sent. device: the whole data set lives in device
