@@ -1,1 +1,1 @@
-"""The commands a person runs, each as `python -m experiments.NAME`."""
+"""The commands a person runs, each as `vla-jax NAME` or `python -m experiments.NAME`."""

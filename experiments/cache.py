@@ -219,5 +219,6 @@ def _told(names: list[str], what: str) -> str:
     return f"{len(names)} {what}, the first: {', '.join(names[:_NUM_FILES_SHOWN])}{more}"
 
 
+COMMAND = cli.Command("cache", Arguments, "Looks after a cache of vision-language features.", main)
 if __name__ == "__main__":
-    cli.run(main, Arguments, name="cache", description="Looks after a cache of vision-language features.")
+    COMMAND.run()

@@ -4,62 +4,92 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, NoReturn, TypeVar
 
 import tyro
 
+from experiments.usage_errors import one_line_usage_errors
 from vla_jax.errors import UserError
 
 ArgumentsT = TypeVar("ArgumentsT")
 
+CONSOLE_SCRIPT = "vla-jax"
 USER_ERROR_STATUS = 2
 INTERRUPTED_STATUS = 130
+_NOISY_LOGGERS = ("absl", "jax", "orbax", "asyncio", "matplotlib", "PIL", "httpx", "urllib3")
 
 
-def run(
-    command: Callable[[ArgumentsT], Any],
-    arguments_type: type[ArgumentsT],
-    *,
-    name: str,
-    description: str,
-    argv: list[str] | None = None,
-) -> None:
-    """Parses the command line into `arguments_type`, runs `command` on it and exits the process.
+@dataclass(frozen=True)
+class Command(Generic[ArgumentsT]):
+    """One command. Its module declares it as COMMAND, for `python -m experiments.NAME` and for `vla-jax NAME`.
 
-    Exit status: 0 when `command` returns None, else the integer it returns; 2 and one line on stderr for a
-    `UserError` or a wrong flag; 130 on Ctrl-C. `--debug` shows the traceback of a `UserError` instead.
-
-    name: what follows `python -m experiments.` for this command.
-    description: first paragraph of the command's `--help`.
+    A module's top imports only what its options need; `main` imports the rest, so that `--help` comes at once.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in argv
-    argv = [argument for argument in argv if argument != "--debug"]
-    logging.basicConfig(
-        level=logging.DEBUG if debug else logging.INFO, format="%(levelname).1s %(name)s: %(message)s"
-    )
-    for noisy in ("absl", "jax", "orbax", "asyncio", "matplotlib", "PIL", "httpx", "urllib3"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    try:
-        arguments = tyro.cli(
-            arguments_type,
-            args=argv,
-            prog=f"python -m experiments.{name}",
-            description=description + "\n\n--debug (any command) shows the traceback of an error.",
+
+    name: str
+    """What follows `python -m experiments.`; listed in `experiments.commands`."""
+    arguments: type[ArgumentsT] | Any
+    """Dataclass of its options, or a union of annotated ones where it has subcommands."""
+    description: str
+    """First paragraph of its help."""
+    main: Callable[[ArgumentsT], int | None]
+    """Does the work; returns the exit status, None for 0."""
+
+    def run(self, argv: Sequence[str] | None = None) -> NoReturn:
+        """Parses the command line, runs the command on it and exits the process.
+
+        Exit status: 0 when `main` returns None, else the integer it returns; 2 and one line on stderr for a
+        `UserError` or a wrong option; 130 on Ctrl-C. `--debug` shows the traceback of a `UserError` instead.
+        """
+        words = list(sys.argv[1:] if argv is None else argv)
+        debug = "--debug" in words
+        logging.basicConfig(
+            level=logging.DEBUG if debug else logging.INFO, format="%(levelname).1s %(name)s: %(message)s"
         )
-        status = command(arguments)
-    except UserError as error:
-        if debug:
-            traceback.print_exc()
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        status = USER_ERROR_STATUS
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        status = INTERRUPTED_STATUS
-    except BrokenPipeError:
-        # The reader of our output (`| head`) has gone; nothing is left to say, not even at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 0
-    sys.stdout.flush()
-    sys.exit(status or 0)
+        for noisy in _NOISY_LOGGERS:
+            logging.getLogger(noisy).setLevel(logging.WARNING)
+        try:
+            status = self.main(self.parse([word for word in words if word != "--debug"]))
+        except UserError as error:
+            if debug:
+                traceback.print_exc()
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+            status = USER_ERROR_STATUS
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            status = INTERRUPTED_STATUS
+        except BrokenPipeError:
+            # The reader of our output (`| head`) has gone; nothing is left to say, not even at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            status = 0
+        sys.stdout.flush()
+        sys.exit(status or 0)
+
+    def parse(self, words: Sequence[str]) -> ArgumentsT:
+        """Returns the options that the words give.
+
+        Raises:
+            UserError: a word is no option, a value does not fit, or a required one is missing.
+            SystemExit: `--help` was asked for and is printed.
+        """
+        program = called(self.name)
+        # The word None is no value of an option: to leave an option at its default is to leave it out.
+        config = (tyro.conf.DisallowNone,)
+        with one_line_usage_errors(self.arguments, words, program):
+            return tyro.cli(
+                self.arguments,
+                args=list(words),
+                prog=program,
+                description=self.description + "\n\n--debug (any command) shows the traceback of an error.",
+                config=config,
+            )
+
+
+def called(name: str) -> str:
+    """Returns how to call a command in the way in which this process was called."""
+    if Path(sys.argv[0]).stem == CONSOLE_SCRIPT:
+        return f"{CONSOLE_SCRIPT} {name}"
+    return f"python -m experiments.{name}"

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from rich.table import Table
@@ -12,18 +12,11 @@ from rich.table import Table
 from experiments import cli
 from experiments.console import make_console
 from vla_jax.errors import UserError
-from vla_jax.reporting.comparison_page import (
-    NOTE,
-    Row,
-    as_json,
-    cells,
-    compare,
-    comparison_html,
-    differences,
-    text,
-)
 from vla_jax.storage.replacing import replace_text
-from vla_jax.training.history import RunHistory, read_history
+
+if TYPE_CHECKING:
+    from vla_jax.reporting.comparison_page import Row
+    from vla_jax.training.history import RunHistory
 
 DESCRIPTION = """Tabulates training runs: loss, error on held-out episodes, time, and the settings in which they differ.
 
@@ -45,6 +38,9 @@ class Arguments:
 
 def main(arguments: Arguments) -> None:
     """Prints the table, and writes the page when asked to."""
+    from vla_jax.reporting.comparison_page import compare
+    from vla_jax.training.history import read_history
+
     if not arguments.runs:
         raise UserError("give at least one training output directory")
     histories = [read_history(run) for run in arguments.runs]
@@ -58,8 +54,10 @@ def main(arguments: Arguments) -> None:
         console.print(f"report: {path}", soft_wrap=True)
 
 
-def summary_table(rows: Sequence[Row], limit: float | None) -> Table:
+def summary_table(rows: Sequence["Row"], limit: float | None) -> Table:
     """Returns the runs' figures, a row per run."""
+    from vla_jax.reporting.comparison_page import NOTE, cells
+
     shown = [cells(row, limit) for row in rows]
     table = Table(title="training runs", caption=NOTE)
     table.add_column("run", overflow="fold")
@@ -70,8 +68,10 @@ def summary_table(rows: Sequence[Row], limit: float | None) -> Table:
     return table
 
 
-def difference_table(histories: Sequence[RunHistory], rows: Sequence[Row]) -> Table:
+def difference_table(histories: Sequence["RunHistory"], rows: Sequence["Row"]) -> Table:
     """Returns the settings that are not the same in all runs, a column per run."""
+    from vla_jax.reporting.comparison_page import differences, text
+
     table = Table(title="settings that differ")
     for name in ("setting", *(row.name for row in rows)):
         table.add_column(name, overflow="fold")
@@ -81,13 +81,15 @@ def difference_table(histories: Sequence[RunHistory], rows: Sequence[Row]) -> Ta
 
 
 def write_report(
-    out: Path, histories: Sequence[RunHistory], rows: Sequence[Row], limit: float | None
+    out: Path, histories: Sequence["RunHistory"], rows: Sequence["Row"], limit: float | None
 ) -> Path:
     """Writes the page and its numbers, each complete or not at all; returns the page's path.
 
     Raises:
         UserError: `out` cannot be written.
     """
+    from vla_jax.reporting.comparison_page import as_json, comparison_html
+
     report = out if out.suffix == ".html" else out / "comparison.html"
     contents = {
         report.with_suffix(".json"): json.dumps(as_json(histories, rows), indent=1, allow_nan=False),
@@ -102,5 +104,7 @@ def write_report(
     return report
 
 
+COMMAND = cli.Command("compare", Arguments, DESCRIPTION, main)
+
 if __name__ == "__main__":
-    cli.run(main, Arguments, name="compare", description=DESCRIPTION)
+    COMMAND.run()

@@ -132,5 +132,7 @@ def beats_baselines(metrics: dict[str, Any]) -> bool:
     )
 
 
+COMMAND = cli.Command("demo", Arguments, DESCRIPTION, main)
+
 if __name__ == "__main__":
-    cli.run(main, Arguments, name="demo", description=DESCRIPTION)
+    COMMAND.run()

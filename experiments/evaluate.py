@@ -12,11 +12,7 @@ from experiments import cli
 from experiments.console import make_console
 from experiments.data import open_dataset
 from vla_jax.errors import UserError
-from vla_jax.evaluation.compatibility import check_compatible, open_matching_features
-from vla_jax.evaluation.open_loop import evaluate
-from vla_jax.policy.insertion_policy import InsertionPolicy
 from vla_jax.reporting.evaluation_page import factor
-from vla_jax.reporting.evaluation_report import make_report_directory, write_evaluation
 from vla_jax.reporting.page import number
 
 DESCRIPTION = """Restores a policy and judges it on the episodes of the packed data set DATA, beside three baselines:
@@ -57,6 +53,11 @@ class Arguments:
 
 def main(arguments: Arguments) -> None:
     """Judges one policy, prints a summary and says where the report is."""
+    from vla_jax.evaluation.compatibility import check_compatible, open_matching_features
+    from vla_jax.evaluation.open_loop import evaluate
+    from vla_jax.policy.insertion_policy import InsertionPolicy
+    from vla_jax.reporting.evaluation_report import make_report_directory, write_evaluation
+
     if arguments.batch_size < 1:
         raise UserError(f"--batch-size must be at least 1, not {arguments.batch_size}")
     dataset = open_dataset(arguments.data)
@@ -117,5 +118,7 @@ def segment_table(metrics: Mapping[str, Any]) -> Table:
     return table
 
 
+COMMAND = cli.Command("evaluate", Arguments, DESCRIPTION, main)
+
 if __name__ == "__main__":
-    cli.run(main, Arguments, name="evaluate", description=DESCRIPTION)
+    COMMAND.run()

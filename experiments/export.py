@@ -21,6 +21,10 @@ from vla_jax.dataset.packed_dataset import INDEX_FILE, PackedDataset
 from vla_jax.dataset.packed_episode import PartOptions
 from vla_jax.dataset.preparation import PrepareOptions, prepare
 
+DESCRIPTION = """Encodes the camera images and prompts of a data set with a frozen Qwen2.5-VL and writes the features
+into a cache. Interrupted exports go on where they were. On several GPUs:
+torchrun --nproc-per-node N -m experiments.export …"""
+
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
@@ -137,12 +141,6 @@ def _export(arguments: Arguments, dataset: PackedDataset) -> int | None:
     return None
 
 
+COMMAND = cli.Command("export", Arguments, DESCRIPTION, main)
 if __name__ == "__main__":
-    cli.run(
-        main,
-        Arguments,
-        name="export",
-        description="Encodes the camera images and prompts of a data set with a frozen Qwen2.5-VL and writes "
-        "the features into a cache. Interrupted exports go on where they were. On several GPUs: "
-        "torchrun --nproc-per-node N -m experiments.export …",
-    )
+    COMMAND.run()

@@ -6,7 +6,6 @@ from pathlib import Path
 import tyro
 
 from experiments import cli
-from vla_jax.reference.conversion import export_checkpoint
 
 DESCRIPTION = """Writes a policy as a checkpoint that the PyTorch reference loads with `strict=True`. That needs a
 network that the reference knows: one imported from it, or trained with `--recipe reference`."""
@@ -24,9 +23,13 @@ class Arguments:
 
 def main(arguments: Arguments) -> None:
     """Exports and says how much."""
+    from vla_jax.reference.conversion import export_checkpoint
+
     count = export_checkpoint(arguments.run, arguments.out)
     print(f"{count} tensors written to {arguments.out}")
 
 
+COMMAND = cli.Command("export_torch", Arguments, DESCRIPTION, main)
+
 if __name__ == "__main__":
-    cli.run(main, Arguments, name="export_torch", description=DESCRIPTION)
+    COMMAND.run()

@@ -4,12 +4,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-import jax
 import tyro
-from flax import nnx
 
 from experiments import cli
-from vla_jax.reference.conversion import import_checkpoint
 from vla_jax.reference.inferred_config import ReferenceOptions
 
 DESCRIPTION = """Reads a checkpoint that the PyTorch reference wrote, in any of its layouts, and writes it as a
@@ -30,6 +27,11 @@ class Arguments:
 
 def main(arguments: Arguments) -> None:
     """Imports and says what was found."""
+    import jax
+    from flax import nnx
+
+    from vla_jax.reference.conversion import import_checkpoint
+
     policy, directory = import_checkpoint(arguments.checkpoint, arguments.out, arguments.options)
     config, found = policy.config, policy.checkpoint
     count = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(policy.network, nnx.Param)))
@@ -41,5 +43,7 @@ def main(arguments: Arguments) -> None:
     print(f"written to {directory}")
 
 
+COMMAND = cli.Command("import_torch", Arguments, DESCRIPTION, main)
+
 if __name__ == "__main__":
-    cli.run(main, Arguments, name="import_torch", description=DESCRIPTION)
+    COMMAND.run()

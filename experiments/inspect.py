@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import jax
 import tyro
 from rich.console import Console
 from rich.table import Table
@@ -14,9 +13,11 @@ from experiments import cli
 from experiments.console import make_console
 from experiments.data import open_dataset
 from vla_jax.errors import UserError
-from vla_jax.reporting.inspection import Inspection, inspect_dataset, inspection_html, report
 from vla_jax.reporting.page import Cell
 from vla_jax.storage.replacing import replace_text
+
+if TYPE_CHECKING:
+    from vla_jax.reporting.inspection import Inspection
 
 DESCRIPTION = """Shows what a packed data set holds: counts, hours and rates per source, what is missing, how old what
 the samples see is, prompts, and values before and after normalisation; of some episodes the samples too.
@@ -43,6 +44,10 @@ class Arguments:
 
 def main(arguments: Arguments) -> None:
     """Prints the tables and writes the page."""
+    import jax
+
+    from vla_jax.reporting.inspection import inspect_dataset, inspection_html
+
     if arguments.samples < 1:
         raise UserError(f"--samples must be at least 1, not {arguments.samples}")
     if arguments.out is not None and not arguments.out.parent.is_dir():
@@ -67,8 +72,10 @@ def main(arguments: Arguments) -> None:
     console.print(f"report: {arguments.out}", soft_wrap=True, markup=False)
 
 
-def print_tables(console: Console, inspection: Inspection) -> None:
+def print_tables(console: Console, inspection: "Inspection") -> None:
     """Prints what the page holds in tables."""
+    from vla_jax.reporting.inspection import report
+
     dataset = inspection.dataset
     _print(console, str(dataset.path), report.SOURCE_HEADER, report.source_rows(inspection.sources))
     _print(
@@ -111,5 +118,7 @@ def _print(console: Console, title: str, header: Sequence[str], rows: Sequence[S
     console.print(table, markup=False)
 
 
+COMMAND = cli.Command("inspect", Arguments, DESCRIPTION, main)
+
 if __name__ == "__main__":
-    cli.run(main, Arguments, name="inspect", description=DESCRIPTION)
+    COMMAND.run()

@@ -197,15 +197,16 @@ def _print_result(console: Console, result: PrepareResult) -> None:
         reason = "images" if not any(entry.has_images for entry in dataset.episodes) else "poses"
         lines.append(f"no samples: no episode has {reason}; there is nothing to export or to train on")
     else:
-        lines.append(f"next: python -m experiments.export {dataset.path} --backbone PATH_OR_ID --cache CACHE")
+        lines.append(f"next: {cli.called('export')} {dataset.path} --backbone PATH_OR_ID --cache CACHE")
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
+COMMAND = cli.Command(
+    "prepare",
+    Arguments,
+    "Validates recorded episodes, aligns them in time and packs them into a data set.",
+    main,
+)
 if __name__ == "__main__":
-    cli.run(
-        main,
-        Arguments,
-        name="prepare",
-        description="Validates recorded episodes, aligns them in time and packs them into a data set.",
-    )
+    COMMAND.run()

@@ -9,6 +9,9 @@ import tyro
 from experiments import cli
 from feature_cache.tiny_backbone import write_tiny_backbone
 
+DESCRIPTION = """Writes a tiny, randomly initialised Qwen2.5-VL with its processor, which loads like the real one, for
+demos and tests without a model hub."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
@@ -23,11 +26,6 @@ def main(arguments: Arguments) -> None:
     print(f"tiny Qwen2.5-VL written: {out}")
 
 
+COMMAND = cli.Command("tiny_backbone", Arguments, DESCRIPTION, main)
 if __name__ == "__main__":
-    cli.run(
-        main,
-        Arguments,
-        name="tiny_backbone",
-        description="Writes a tiny, randomly initialised Qwen2.5-VL with its processor, which loads like the "
-        "real one, for demos and tests without a model hub.",
-    )
+    COMMAND.run()

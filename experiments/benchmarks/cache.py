@@ -135,5 +135,7 @@ def result_table(timings: Sequence[cache_cases.Timing]) -> Table:
     return table
 
 
+COMMAND = cli.Command("benchmarks.cache", Arguments, DESCRIPTION, main)
+
 if __name__ == "__main__":
-    cli.run(main, Arguments, name="benchmarks.cache", description=DESCRIPTION)
+    COMMAND.run()

@@ -157,5 +157,7 @@ def opening_table(opening: dict[int, tuple[float, float]]) -> Table:
     return table
 
 
+COMMAND = cli.Command("benchmarks.data", Arguments, DESCRIPTION, main)
+
 if __name__ == "__main__":
-    cli.run(main, Arguments, name="benchmarks.data", description=DESCRIPTION)
+    COMMAND.run()

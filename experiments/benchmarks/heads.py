@@ -99,5 +99,7 @@ def main(arguments: Arguments) -> None:
         arguments.out.write_text(json.dumps({"conditions": conditions, "results": results}, indent=2))
 
 
+COMMAND = cli.Command("benchmarks.heads", Arguments, DESCRIPTION, main)
+
 if __name__ == "__main__":
-    cli.run(main, Arguments, name="benchmarks.heads", description=DESCRIPTION)
+    COMMAND.run()

@@ -178,5 +178,7 @@ def _seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - begun
 
 
+COMMAND = cli.Command("benchmarks.prepare", Arguments, DESCRIPTION, main)
+
 if __name__ == "__main__":
-    cli.run(main, Arguments, name="benchmarks.prepare", description=DESCRIPTION)
+    COMMAND.run()

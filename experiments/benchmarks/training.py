@@ -426,5 +426,7 @@ def scaling_table(rows: Sequence[Scaling]) -> Table:
     return table
 
 
+COMMAND = cli.Command("benchmarks.training", Arguments, DESCRIPTION, main)
+
 if __name__ == "__main__":
-    cli.run(main, Arguments, name="benchmarks.training", description=DESCRIPTION)
+    COMMAND.run()

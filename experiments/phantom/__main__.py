@@ -12,6 +12,9 @@ from experiments.phantom.data_set import DataSetSettings, find_episodes, write_d
 from vla_jax.errors import UserError
 from vla_jax.progress import progress_bar
 
+DESCRIPTION = """Simulates a needle inserted into a layered tissue phantom, guided by a scripted demonstrator, and writes the
+insertions as episodes: three views at 5 Hz, poses at 100 Hz, force and OCT A-scans at 650 Hz."""
+
 _MOST_WORKERS = 16
 
 
@@ -63,11 +66,6 @@ def main(arguments: Arguments) -> None:
     print(f"{arguments.episodes} episodes in {arguments.out}{resumed}")
 
 
+COMMAND = cli.Command("phantom", Arguments, DESCRIPTION, main)
 if __name__ == "__main__":
-    cli.run(
-        main,
-        Arguments,
-        name="phantom",
-        description="Simulates a needle inserted into a layered tissue phantom, guided by a scripted demonstrator, and "
-        "writes the insertions as episodes: three views at 5 Hz, poses at 100 Hz, force and OCT A-scans at 650 Hz.",
-    )
+    COMMAND.run()

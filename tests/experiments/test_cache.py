@@ -2,7 +2,7 @@
 
 import pytest
 
-from experiments import cache, cli
+from experiments import cache
 from experiments.cache import Gc, Merge, Stats, Verify
 from tests.feature_cache.test_maintenance import write
 from tests.feature_cache.test_store import flip_bit
@@ -49,13 +49,7 @@ def test_the_subcommands_are_parsed(tmp_path, capsys):
         ["gc", str(tmp_path), "--limit-gb", "1"],
     ):
         with pytest.raises(SystemExit, match="0"):
-            cli.run(cache.main, cache.Arguments, name="cache", description="", argv=argv)
+            cache.COMMAND.run(argv)
     with pytest.raises(SystemExit, match="2"):
-        cli.run(
-            cache.main,
-            cache.Arguments,
-            name="cache",
-            description="",
-            argv=["stats", str(tmp_path / "missing")],
-        )
+        cache.COMMAND.run(["stats", str(tmp_path / "missing")])
     assert "error: " in capsys.readouterr().err

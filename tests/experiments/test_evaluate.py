@@ -8,7 +8,7 @@ import sys
 import jax
 import pytest
 
-from experiments import cli, evaluate
+from experiments import evaluate
 from tests.vla_jax.evaluation.workspace import make_workspace, policy_config, save_run
 from vla_jax.errors import UserError
 from vla_jax.training.checkpoint import CHECKPOINTS
@@ -97,9 +97,7 @@ def test_mistakes_give_one_line_and_status_2(workspace, run, tmp_path, capsys):
         given = {**words, **changes}
         argv = [given.pop("run"), given.pop("data"), *(word for pair in given.items() for word in pair)]
         with pytest.raises(SystemExit) as ended:
-            cli.run(
-                evaluate.main, evaluate.Arguments, name="evaluate", description="", argv=[*map(str, argv)]
-            )
+            evaluate.COMMAND.run([*map(str, argv)])
         lines = capsys.readouterr().err.strip().splitlines()
         assert ended.value.code == 2, (changes, lines)
         assert len(lines) == 1

@@ -12,7 +12,7 @@ import time
 import numpy as np
 import pytest
 
-from experiments import cache, cli, export, tiny_backbone
+from experiments import cache, export, tiny_backbone
 from experiments.export import Arguments
 from feature_cache.store import FeatureStore
 from tests.commands import REPOSITORY, start_command
@@ -239,8 +239,8 @@ def test_users_mistakes_are_one_line(data, backbone, tmp_path):
 
 
 def test_every_option_is_explained(capsys):
-    for module, name in ((export, "export"), (tiny_backbone, "tiny_backbone")):
+    for module in (export, tiny_backbone):
         with pytest.raises(SystemExit, match="0"):
-            cli.run(module.main, module.Arguments, name=name, description="", argv=["--help"])
+            module.COMMAND.run(["--help"])
         text = capsys.readouterr().out
         assert text.count("--") >= len(dataclasses.fields(module.Arguments)) - 1

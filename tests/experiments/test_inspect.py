@@ -8,7 +8,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from experiments import cli, inspect
+from experiments import inspect
 from tests.commands import REPOSITORY
 from tests.vla_jax.recordings.recorded_episodes import write_data_set
 from tests.vla_jax.reporting.test_inspection import write_tokenizer
@@ -26,7 +26,7 @@ def data(tmp_path_factory):
 
 def run(*argv):
     with pytest.raises(SystemExit) as exit_:
-        cli.run(inspect.main, inspect.Arguments, name="inspect", description="x", argv=[str(a) for a in argv])
+        inspect.COMMAND.run([str(a) for a in argv])
     return exit_.value.code
 
 

@@ -1,14 +1,14 @@
 import numpy as np
 import pytest
 
-from experiments import cli, prepare
+from experiments import prepare
 from tests.vla_jax.recordings.recorded_episodes import write_data_set, write_windows_episode
 from vla_jax.dataset.packed_dataset import PackedDataset
 
 
 def run(*argv):
     with pytest.raises(SystemExit) as exit_:
-        cli.run(prepare.main, prepare.Arguments, name="prepare", description="x", argv=[str(a) for a in argv])
+        prepare.COMMAND.run([str(a) for a in argv])
     return exit_.value.code
 
 

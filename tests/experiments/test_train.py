@@ -1,14 +1,21 @@
-"""Which configuration `train` begins with, from its options and from what it continues."""
+"""What the options of `train` become: a request and settings, each documented where it is defined."""
 
-from pathlib import Path
+import dataclasses
+import json
+import typing
 
 import pytest
 
-from experiments.train import Arguments, configuration
-from tests.vla_jax.evaluation.workspace import make_workspace, policy_config, save_run
+from experiments.config_options import described, given, options_for
+from experiments.train import COMMAND, SETTINGS
+from tests.vla_jax.evaluation.workspace import make_workspace
 from vla_jax.errors import UserError
-from vla_jax.models.config import PolicyConfig
-from vla_jax.training.checkpoint import load_policy, resolve_checkpoint
+from vla_jax.storage import config_json
+from vla_jax.training.beginning import SCHEDULE
+from vla_jax.training.config import TrainConfig
+from vla_jax.training.request import Request
+
+REQUIRED = ("DATA", "--cache", "CACHE", "--out", "RUN")
 
 
 @pytest.fixture(scope="module")
@@ -16,65 +23,79 @@ def workspace(tmp_path_factory):
     return make_workspace(tmp_path_factory.mktemp("train"))
 
 
-def configured(workspace, *, resumed=None, initial=None, **options):
-    arguments = Arguments(data=workspace.data, cache=workspace.cache, out=Path("run"), **options)
-    return configuration(arguments, workspace.dataset, workspace.features, resumed, initial)
+def settings(*words):
+    return given(COMMAND.parse([*REQUIRED, *words]).settings, SETTINGS)
 
 
-def test_a_run_begins_with_the_network_of_a_checkpoint_and_the_recipe_s_training(workspace, tmp_path):
-    initial = load_policy(save_run(workspace, tmp_path))
-    config = configured(workspace, initial=initial, recipe="small", lr=3e-4)
-    assert config.policy == initial.config.policy
-    assert config.normalisation == initial.config.normalisation
-    assert (config.steps, config.optimizer.lr) == (500, 3e-4)
-    assert config.init_from == str(resolve_checkpoint(tmp_path))
+def test_an_option_sets_the_field_that_it_is_made_from():
+    assert settings() == {}
+    assert settings("--lr", "3e-4", "--batch-size", "32", "--remat", "--fusion-strategy", "none") == {
+        "optimizer.lr": 3e-4,
+        "batch_size": 32,
+        "policy.remat": True,
+        "policy.fusion.strategy": "none",
+    }
+    assert settings("--no-remat", "--schedule", "constant") == {
+        "policy.remat": False,
+        "optimizer.schedule": "constant",
+    }
+    # What is not settled by a setting is asked for.
+    request = COMMAND.parse(
+        [*REQUIRED, "--recipe", "small", "--epochs", "2.5", "--no-sensor-enabled"]
+    ).request
+    assert (request.recipe, request.epochs, request.sensor_enabled) == ("small", 2.5, False)
 
 
-def test_an_imported_regression_no_longer_starts_from_the_answer(workspace, tmp_path):
-    policy = policy_config(workspace, z_chunk="target")
-    assert policy.z_chunk == PolicyConfig.reference("regression").z_chunk
-    initial = load_policy(save_run(workspace, tmp_path, policy))
-    assert configured(workspace, initial=initial, recipe="small").policy.z_chunk == "zero"
-    assert configured(workspace, initial=initial, recipe="reference").policy.z_chunk == "target"
+def test_every_setting_is_a_documented_field_of_the_configuration():
+    for option, name in SETTINGS.items():
+        kind, text = described(TrainConfig, name)
+        assert text.endswith("."), option
+        assert typing.get_origin(kind) is typing.Literal or kind in (int, float, bool), option
+    assert set(SCHEDULE) <= set(SETTINGS.values())
+    with pytest.raises(AttributeError, match="no field nonsense"):
+        described(TrainConfig, "optimizer.nonsense")
 
 
-def test_a_second_warm_up_begins_at_the_last_rate(workspace, tmp_path):
-    resumed = resolve_checkpoint(save_run(workspace, tmp_path))
-    config = configured(workspace, resumed=resumed, resume=True, rewarm=True, steps=20_000)
-    base = load_policy(tmp_path).config
-    # The checkpoint is at step 0, where the schedule begins at the first step of its warm-up.
-    assert config.optimizer.rewarm.step == 0
-    assert config.optimizer.rewarm.lr == pytest.approx(base.optimizer.lr / 300, rel=1e-5)
-    assert config.optimizer.rewarm.sensor_lr == pytest.approx(base.optimizer.sensor_lr / 300, rel=1e-5)
-    with pytest.raises(UserError, match="--rewarm goes with --resume"):
-        configured(workspace, rewarm=True)
+def test_an_option_of_one_among_several_dataclasses_is_found():
+    @dataclasses.dataclass(frozen=True)
+    class Square:
+        side: int = 1
+        """Length
+        of a side."""
+
+    # As a configuration has it: a field that is one of several dataclasses.
+    assert described(Square | int, "side") == (int, "Length of a side.")
+    made = options_for(Square, {"side_length": "side"}, default="the drawing's")
+    assert given(made(side_length=3), {"side_length": "side"}) == {"side": 3}
 
 
-def test_a_schedule_by_epochs_counts_the_samples(workspace):
-    config = configured(workspace, recipe="debug", sched_on="epoch", epochs=6)
-    samples = len(workspace.features.sample_ticks("train"))
-    assert config.optimizer.schedule_interval == round(samples / config.batch_size)
-    assert config.steps == round(6 * samples / config.batch_size)
+def test_help_says_type_meaning_and_the_default(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        COMMAND.run(["--help"])
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "--min-lr FLOAT Learning rate at the end of the cosine. (default: the recipe's)" in shown
+    assert "--schedule {trapezoid,cosine,constant}" in shown
+    for option in (*SETTINGS, *(field.name for field in dataclasses.fields(Request))):
+        assert f"--{option.replace('_', '-')} " in shown.replace(",", " ")
 
 
-@pytest.mark.parametrize(
-    ("options", "told"),
-    [
-        ({"vlm_reuse_count": 5}, "prepared with --vlm-reuse-count 3"),
-        ({"steps": 3, "epochs": 1.0}, "--steps or --epochs"),
-        ({"sensor_enabled": False, "fusion_strategy": "gated"}, "contradicts"),
-        ({"config": Path("nowhere.json")}, "no such configuration file"),
-    ],
-)
-def test_options_that_contradict_are_refused(workspace, options, told):
-    with pytest.raises(UserError, match=told):
-        configured(workspace, **options)
+def test_the_word_none_is_no_value(capsys):
+    for words, told in (
+        (("--fusion-strategy", "None"), "not None; did you mean none?"),
+        (("--steps", "None"), "--steps takes INT, not None"),
+        (("--recipe", "None"), "--recipe takes one of"),
+    ):
+        with pytest.raises(UserError) as error:
+            COMMAND.parse([*REQUIRED, *words])
+        assert told in str(error.value)
 
 
-def test_remat_changes_the_network_only_in_how_it_computes(workspace):
-    plain, remat = (
-        configured(workspace, recipe="debug", **options)
-        for options in ({}, {"remat": True, "vlm_reuse_count": 3})
-    )
-    assert remat.policy.remat
-    assert not plain.policy.remat
+def test_print_config_prints_what_would_be_trained_and_trains_nothing(workspace, tmp_path, capsys):
+    out = tmp_path / "run"
+    words = [workspace.data, "--cache", workspace.cache, "--out", out, "--recipe", "debug", "--lr", "3e-4"]
+    with pytest.raises(SystemExit, match="0"):
+        COMMAND.run([*map(str, words), "--print-config"])
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["recipe"], shown["optimizer"]["lr"], shown["steps"]) == ("debug", 3e-4, 4)
+    assert config_json.from_json(TrainConfig, json.dumps(shown)).policy.vl_dim == workspace.features.width
+    assert not out.exists()

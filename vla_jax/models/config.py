@@ -101,6 +101,7 @@ class FusionConfig:
     """How vision-language tokens and the sensor feature become one condition vector."""
 
     strategy: FusionStrategy = "concat"
+    """How sensor and vision-language features become the condition; none leaves the sensor out."""
     vl_pool: Literal["auto", "mean", "attention"] = "auto"
     """How S tokens become one vector; auto: attention where S > 1, else mean (reference: mean). With attention,
     cross_attention fusion reads tokens that know their slot, too."""
@@ -150,6 +151,7 @@ class DiffusionConfig:
     """Noise schedule, what the network predicts, and how `sample` walks back by default."""
 
     steps: int = 100
+    """Steps of the diffusion schedule."""
     prediction: Prediction = "epsilon"
     """What the network predicts: the noise, the clean actions, or v (Salimans & Ho 2022)."""
     noise_draws: int = 1

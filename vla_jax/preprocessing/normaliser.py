@@ -7,40 +7,20 @@ the only place that divides by a scale or multiplies by one.
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-ActionScaling = Literal["mean_std", "min_max", "none"]
-SensorScaling = Literal["centred", "none"]
-FeatureScaling = Literal["mean_std", "none"]
+from vla_jax.preprocessing.config import NormalisationConfig
 
 # An action dimension whose spread is below this is constant (the gripper): it is normalised to its distance from
 # the constant, and whatever a network says of it comes back as the constant.
 CONSTANT_SPREAD = 1e-6
 # Feature dimensions that hardly vary carry rounding noise; their scale is kept above this share of the median scale.
 FEATURE_SCALE_FLOOR = 0.1
-
-
-@dataclass(frozen=True)
-class NormalisationConfig:
-    """How each input is scaled; "none" feeds raw values, as the reference does.
-
-    Attributes:
-        actions: "mean_std" for zero mean and unit deviation, "min_max" for the range −1…1 (what the diffusion
-            sampler clips to).
-        sensor: "centred" takes the window's own mean out of the A-scan (the offset of the interferometer's
-            detector wanders between sessions) and the data set's mean out of the force, then scales both to
-            unit deviation.
-        features: "mean_std" per slot and feature dimension.
-    """
-
-    actions: ActionScaling = "mean_std"
-    sensor: SensorScaling = "centred"
-    features: FeatureScaling = "mean_std"
 
 
 @jax.tree_util.register_dataclass

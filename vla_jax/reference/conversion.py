@@ -7,7 +7,8 @@ import numpy as np
 
 from vla_jax.errors import UserError
 from vla_jax.models.config import PolicyConfig
-from vla_jax.preprocessing.normaliser import NormalisationConfig, Normaliser
+from vla_jax.preprocessing.config import NormalisationConfig
+from vla_jax.preprocessing.normaliser import Normaliser
 from vla_jax.reference.inferred_config import ReferenceOptions
 from vla_jax.reference.reference_policy import ReferencePolicy, load_reference
 from vla_jax.reference.torch_files import write_checkpoint

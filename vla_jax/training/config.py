@@ -1,13 +1,17 @@
-"""Configuration of a training run, and the recipes that fill it in."""
+"""Configuration of a training run. The docstrings under the fields are what `train --help` says of its options."""
 
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from vla_jax.errors import UserError
 from vla_jax.models.config import PolicyConfig
-from vla_jax.preprocessing.normaliser import NormalisationConfig
+from vla_jax.preprocessing.config import NormalisationConfig
 
+RecipeName = Literal["frozen", "small", "reference", "small_reference", "debug"]
+"""The configurations that `vla_jax.training.recipes` makes."""
 Schedule = Literal["trapezoid", "cosine", "constant"]
+FeedMode = Literal["auto", "host", "device"]
+"""How batches reach the devices (`vla_jax.training.feeding`)."""
 
 
 @dataclass(frozen=True)
@@ -21,30 +25,32 @@ class Rewarm:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW and its learning rates.
-
-    lr, sensor_lr: peak rates of the action expert and of the sensor encoder; min_lr: where the cosine ends.
-    schedule: trapezoid (linear warm-up, hold, cosine), cosine (the same without hold), or constant.
-    warmup_ratio, hold_ratio: shares of all updates. schedule_interval: updates for which a rate is kept (an epoch's,
-    where the schedule goes by epochs). rewarm: set when a run was resumed with a new warm-up.
-    decay_everything: True decays norms and biases too, as the reference does.
-    clip_norm: largest global gradient norm.
-    """
+    """AdamW (Loshchilov & Hutter 2019) and its learning rates."""
 
     lr: float = 1e-4
+    """Peak learning rate of the action expert."""
     sensor_lr: float = 5e-4
+    """Peak learning rate of the sensor encoder."""
     min_lr: float = 1e-6
+    """Learning rate at the end of the cosine."""
     schedule: Schedule = "trapezoid"
+    """trapezoid: linear warm-up, hold, cosine. cosine: without hold. constant: the peak rate throughout."""
     warmup_ratio: float = 0.03
+    """Share of the updates in which the learning rate rises."""
     hold_ratio: float = 0.02
+    """Share of the updates at the peak learning rate."""
     schedule_interval: int = 1
+    """Updates for which a rate is kept: an epoch's, where the schedule goes by epochs."""
     rewarm: Rewarm | None = None
+    """Set when a run was resumed with a new warm-up."""
     beta1: float = 0.9
     beta2: float = 0.95
     eps: float = 1e-8
     weight_decay: float = 0.01
     decay_everything: bool = False
+    """Norms and biases decay too, as the reference's do."""
     clip_norm: float = 1.0
+    """Largest global norm of a gradient."""
 
     def __post_init__(self) -> None:
         if self.lr <= 0 or self.sensor_lr <= 0:
@@ -61,30 +67,37 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Everything that decides a training run's result, apart from the data.
-
-    steps: optimizer updates. batch_size: samples per update over all devices; grad_accum_steps: parts it is
-    computed in. sensor_loss_weight: weight of samples with sensor relative to those without.
-    sensor_dropout: share of samples whose sensor is hidden in training. sensor_noise, feature_noise: standard deviation
-    of the Gaussian noise added to normalised windows and features in training. ema_decay: of the averaged weights that
-    evaluation uses; 0 turns averaging off. validate_every, checkpoint_every, log_every: in updates.
-    init_from: the checkpoint whose weights and normalisation the run began with.
-    """
+    """Everything that decides a training run's result, apart from the data."""
 
     policy: PolicyConfig
     steps: int = 10_000
+    """Optimizer updates."""
     batch_size: int = 256
+    """Samples per update, over all devices."""
     grad_accum_steps: int = 1
+    """Parts in which an update's gradient is computed, to save memory."""
     seed: int = 0
+    """Seeds initial weights, data order, dropout and noise."""
     sensor_loss_weight: float = 2.0
+    """Weight in the loss of samples with sensor, relative to those without."""
     sensor_dropout: float = 0.1
+    """Share of samples whose sensor is hidden while training."""
     sensor_noise: float = 0.0
+    """Standard deviation of the noise added to normalised sensor windows in training."""
     feature_noise: float = 0.0
+    """Standard deviation of the noise added to normalised features in training."""
     ema_decay: float = 0.999
+    """Decay of the averaged weights that evaluation uses; 0 turns averaging off."""
     validate_every: int = 1_000
+    """Updates between two validations on held-out episodes."""
     checkpoint_every: int = 1_000
+    """Updates between two checkpoints."""
     log_every: int = 20
+    """Updates between two log lines."""
+    recipe: RecipeName | None = None
+    """The recipe it was made from; None where that is not known (imports, runs of older versions)."""
     init_from: str | None = None
+    """The checkpoint whose weights and normalisation the run began with."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     normalisation: NormalisationConfig = field(default_factory=NormalisationConfig)
 

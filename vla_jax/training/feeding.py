@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,11 +20,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 from vla_jax.dataset.feature_table import FeatureTable
 from vla_jax.dataset.packed_dataset import PackedDataset
 from vla_jax.errors import UserError
+from vla_jax.training.config import FeedMode
 from vla_jax.training.sharding import BATCH_SPEC, Mesh, put_batch, replicated
 
 logger = logging.getLogger(__name__)
-
-FeedMode = Literal["auto", "host", "device"]
 
 # What stays free of a device's free memory, for activations and for what comes and goes.
 RESIDENT_SHARE = 0.5

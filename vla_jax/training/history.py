@@ -21,6 +21,7 @@ from vla_jax.training.checkpoint import (
 from vla_jax.training.log_window import RATE
 from vla_jax.training.metric_writer import METRICS_FILE
 from vla_jax.training.run_directory import CONFIG_FILE
+from vla_jax.training.settings import flat
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +100,7 @@ def read_history(run: Path) -> RunHistory:
     curves = _curves(metrics)
     if not curves:
         raise UserError(f"{run} has not logged anything yet")
-    return RunHistory(run, curves, _flat(config) | _identity(run), batch_size, planned)
+    return RunHistory(run, curves, flat(config) | _identity(run), batch_size, planned)
 
 
 def validation_names(histories: list[RunHistory]) -> list[str]:
@@ -140,16 +141,7 @@ def _identity(run: Path) -> dict[str, Any]:
     if not checkpoint_steps(run):
         return {}
     try:
-        return _flat(read_metadata(resolve_checkpoint(run))["identity"])
+        return flat(read_metadata(resolve_checkpoint(run))["identity"])
     except UserError as error:  # The curves can be compared all the same.
         logger.warning("compared without what it was trained on: %s", error)
         return {}
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return {prefix: value}
-    flat: dict[str, Any] = {}
-    for name, item in value.items():
-        flat |= _flat(item, f"{prefix}.{name}" if prefix else name)
-    return flat

@@ -1,7 +1,6 @@
 """Recipes: functions that return a whole training configuration."""
 
 import dataclasses
-from typing import Literal
 
 import jax
 
@@ -14,10 +13,8 @@ from vla_jax.models.config import (
     PolicyConfig,
     SensorEncoderConfig,
 )
-from vla_jax.preprocessing.normaliser import NormalisationConfig
-from vla_jax.training.config import OptimizerConfig, TrainConfig
-
-RecipeName = Literal["frozen", "small", "reference", "small_reference", "debug"]
+from vla_jax.preprocessing.config import NormalisationConfig
+from vla_jax.training.config import OptimizerConfig, RecipeName, TrainConfig
 
 
 def make_config(
@@ -47,7 +44,7 @@ def make_config(
     if diffusion_timesteps is not None:
         diffusion = dataclasses.replace(policy.diffusion, steps=diffusion_timesteps)
         policy = dataclasses.replace(policy, diffusion=diffusion)
-    return dataclasses.replace(config, policy=policy)
+    return dataclasses.replace(config, policy=policy, recipe=recipe)
 
 
 def _normalisation(model_type: ModelType) -> NormalisationConfig:

@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pytest
 
-from experiments import cli
 from experiments.benchmarks import data, prepare
 from experiments.benchmarks.feeding_cases import make_case
 from experiments.benchmarks.recorded_episodes import EpisodeShape, sensor_stream, write_episodes
@@ -13,9 +12,9 @@ from vla_jax.dataset.preparation import PrepareOptions
 from vla_jax.dataset.preparation import prepare as pack
 
 
-def run(command, name, *argv):
+def run(command, *argv):
     with pytest.raises(SystemExit) as exit_:
-        cli.run(command.main, command.Arguments, name=name, description="x", argv=[str(a) for a in argv])
+        command.COMMAND.run([str(a) for a in argv])
     return exit_.value.code
 
 
@@ -37,7 +36,7 @@ def test_made_up_episodes_are_packed_without_a_finding(compressed, tmp_path):
 def test_prepare_is_timed_beside_the_bare_reading(tmp_path, capsys):
     out = tmp_path / "figures.json"
     options = ["--episodes", 1, "--seconds", 1.2, "--rounds", 1, "--workers", 1, "--scratch", tmp_path]
-    assert run(prepare, "benchmarks.prepare", *options, "--out", out) == 0
+    assert run(prepare, *options, "--out", out) == 0
     results = json.loads(out.read_text())["results"]
     assert [row["episodes"] for row in results] == ["uncompressed", "compressed"]
     for row in results:
@@ -47,14 +46,14 @@ def test_prepare_is_timed_beside_the_bare_reading(tmp_path, capsys):
     assert results[1]["file_mb"] < results[0]["file_mb"]
     assert "bare MB/s" in capsys.readouterr().out
     assert [path.name for path in tmp_path.iterdir()] == ["figures.json"]
-    assert run(prepare, "benchmarks.prepare", "--episodes", 0) == 2
+    assert run(prepare, "--episodes", 0) == 2
 
 
 def test_feeding_is_timed_beside_a_copy_and_the_reference(tmp_path, capsys):
     out = tmp_path / "figures.json"
     options = ["--sensor-lengths", 65, "--episodes", 3, "--seconds", 3, "--batch-size", 16, "--threads", 1, 2]
     options += ["--reference-workers", 1, "--opened", 3, "--measure-s", 0.05, "--scratch", tmp_path]
-    assert run(data, "benchmarks.data", *options, "--out", out) == 0
+    assert run(data, *options, "--out", out) == 0
     figures = json.loads(out.read_text())
     assert [(rate["side"], rate["workers"]) for rate in figures["rates"]] == [
         ("numpy copy", 1),

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vla_jax.preprocessing.normaliser import NormalisationConfig, feature_moments, make_normaliser
+from vla_jax.preprocessing.config import NormalisationConfig
+from vla_jax.preprocessing.normaliser import feature_moments, make_normaliser
 
 
 def statistics_of(actions, windows):

@@ -41,7 +41,7 @@ def test_the_small_reference_differs_from_the_reference_in_sizes_and_rates_only(
         "policy.sensor.hidden_dim", "policy.sensor.output_dim", "policy.sensor.num_transformer_layers",
         "policy.sensor.num_heads", "policy.fusion.num_heads", "policy.expert.hidden_dim", "policy.expert.num_layers",
         "policy.expert.num_heads", "optimizer.lr", "optimizer.sensor_lr", "optimizer.min_lr", ".steps", ".batch_size",
-        ".validate_every", ".checkpoint_every",
+        ".validate_every", ".checkpoint_every", ".recipe",
     }  # fmt: skip
 
 

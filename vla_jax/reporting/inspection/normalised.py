@@ -6,7 +6,8 @@ import numpy as np
 
 from vla_jax.dataset.packed_dataset import PackedDataset
 from vla_jax.evaluation.metrics import ACTION_NAMES
-from vla_jax.preprocessing.normaliser import NormalisationConfig, make_normaliser
+from vla_jax.preprocessing.config import NormalisationConfig
+from vla_jax.preprocessing.normaliser import make_normaliser
 
 NUM_WINDOWS = 64
 

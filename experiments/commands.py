@@ -1,0 +1,58 @@
+"""`vla-jax NAME …`: one program for all commands, each of which is imported when it is called."""
+
+import importlib
+import sys
+from difflib import get_close_matches
+from typing import NoReturn
+
+COMMANDS = {
+    "phantom": "writes simulated needle insertions as episodes",
+    "prepare": "checks recorded episodes, aligns them in time and packs them into a data set",
+    "inspect": "shows what a packed data set holds",
+    "export": "writes the vision-language features that a data set needs into a cache",
+    "cache": "looks after a feature cache: stats, verify, gc, merge, import",
+    "train": "trains a policy on all local devices",
+    "evaluate": "judges a policy on recorded episodes",
+    "compare": "tabulates training runs side by side",
+    "import_torch": "turns a checkpoint of the PyTorch reference into one of ours",
+    "export_torch": "turns a checkpoint into one of the PyTorch reference's",
+    "tiny_backbone": "writes a tiny random Qwen2.5-VL, to try things out without a model hub",
+    "demo": "does the main job on simulated episodes, one command after the other",
+    "benchmarks.heads": "times the policy heads beside the same in PyTorch",
+    "benchmarks.training": "times training, from recorded data to updated weights, beside PyTorch",
+    "benchmarks.data": "times how fast training is fed, beside the reference's way",
+    "benchmarks.prepare": "times how fast episodes are packed",
+    "benchmarks.cache": "times the feature cache beside the reference's way",
+}
+"""What `python -m experiments.NAME` and `vla-jax NAME` take, in the order of a project, and what each does."""
+
+USAGE_STATUS = 2
+
+
+def main() -> NoReturn:
+    """Runs the command that the first word names; without one, or with --help, lists them all."""
+    name, *words = sys.argv[1:] or ["--help"]
+    if name in ("-h", "--help"):
+        print(listing())
+        sys.exit(0)
+    known = name.replace("-", "_")
+    if known not in COMMANDS:
+        close = get_close_matches(known, COMMANDS, n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        print(f"error: unknown command {name}; {hint}All commands: vla-jax --help", file=sys.stderr)
+        sys.exit(USAGE_STATUS)
+    sys.argv[1:] = words  # As the command finds them when it is called by itself.
+    command_module(known).COMMAND.run()
+
+
+def command_module(name: str):
+    """Imports the module that declares a command."""
+    return importlib.import_module(f"experiments.{name}" + (".__main__" if name == "phantom" else ""))
+
+
+def listing() -> str:
+    """Returns all commands with what each does, and how to go on."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {what}" for name, what in COMMANDS.items()]
+    usage = "usage: vla-jax COMMAND …, or python -m experiments.COMMAND …"
+    return "\n".join([usage, "", *lines, "", "vla-jax COMMAND --help says what a command takes."])

@@ -1,0 +1,45 @@
+"""How a person asks for a run to begin. The docstrings are what `train --help` says of these options."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from vla_jax.models.config import ModelType
+from vla_jax.training.config import RecipeName
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a run trains on, where it is written, and what it begins from; `vla_jax.training.beginning` decides."""
+
+    cache: Path
+    """Feature cache, written by `python -m experiments.export`."""
+    out: Path
+    """Run directory to write: configuration, checkpoints and logs."""
+    recipe: RecipeName | None = None
+    """frozen (the default): full-size heads for features of a frozen backbone. small: heads that train in minutes on
+    a CPU. reference: full-size, with every deviation from the PyTorch reference switched off. small_reference: the
+    same at the sizes of small. debug: tiny, for tests. A resumed run keeps the configuration it started with."""
+    config: Path | None = None
+    """JSON configuration to start from instead of a recipe, for instance another run's config.json."""
+    init_from: Path | None = None
+    """Run, checkpoint or imported reference whose weights and normalisation a new run begins with. Its network is
+    kept, and the recipe says how to train it."""
+    model_type: ModelType | None = None
+    """regression (the default): one pass predicts the chunk. diffusion: the chunk is denoised in several steps."""
+    sensor_enabled: bool = True
+    """Whether the policy reads the sensor; --no-sensor-enabled is the same as --fusion-strategy none."""
+    epochs: float | None = None
+    """Passes over the training samples, instead of --steps."""
+    sched_on: Literal["step", "epoch"] = "step"
+    """Whether the learning rate changes with every update or once an epoch."""
+    resume: bool = False
+    """Continue RUN from its newest checkpoint, or start it when there is none."""
+    rewarm: bool = False
+    """With --resume: warm up again, from the rate at which the run stopped to the peak, over the updates left."""
+    vlm_reuse_count: int | None = None
+    """Control ticks that share one camera instant; the data set fixes it, and another number is refused."""
+    features: str | None = None
+    """Which features of the cache to use, when it holds several kinds; `export` prints the name."""
+    allow_missing: bool = False
+    """Train on the samples whose features the cache has, and say how many that leaves."""
