@@ -1,22 +1,23 @@
 """`python -m experiments.benchmarks.data`: how fast training is fed, beside the PyTorch reference's way."""
 
-import json
-import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import jax
-import numpy as np
 from rich.table import Table
 
 from experiments import cli
-from experiments.benchmarks import feeding_cases
-from experiments.benchmarks.feeding_cases import Case, Rate
-from experiments.benchmarks.timing import machine, scratch_folder
-from experiments.console import make_console
-from vla_jax.errors import UserError
+from experiments.benchmarks.feeding_cases import (
+    Feeding,
+    FeedName,
+    FeedTiming,
+    peak_resident_bytes,
+    time_opening,
+)
+from experiments.benchmarks.frame import Frame, FrameArguments, require_positive, scratch_folder, timing_table
+from experiments.benchmarks.machine import conditions, processors
+from experiments.benchmarks.timing import Timing
 from vla_jax.optional_torch import import_torch
 
 DESCRIPTION = """Records made-up episodes of the lab's sizes, packs them, and times from the page cache how many
@@ -25,13 +26,15 @@ ordinary memory, and by the PyTorch reference's pattern (a DataLoader with worke
 whole sensor file and one feature file). Then memory, and the time to open sets of 10, 100 and 1000 episodes. Needs the
 `export` extra."""
 
-FeedName = Literal["host", "host-to-device", "device"]
+MEMORY_BATCHES = 30
 
 
-@dataclass(frozen=True)
-class Arguments:
+@dataclass(frozen=True, kw_only=True)
+class Arguments(FrameArguments):
     """Options of the command."""
 
+    rounds: int = 3
+    """How often each side is timed, in turn with the others; the table shows medians."""
     feeds: tuple[FeedName, ...] = ("host", "host-to-device", "device")
     """Ways of feeding to time: batches in the host's memory, then whole on the devices as `train --feed host` and
     `--feed device` bring them there."""
@@ -50,60 +53,48 @@ class Arguments:
     opened: tuple[int, ...] = (10, 100, 1000)
     """Sizes of the sets to open, in episodes."""
     measure_s: float = 3.0
-    """How long each is timed, at least."""
+    """How long each is timed in all rounds together, at least."""
     scratch: Path | None = None
     """Where to write the episodes; a temporary folder by default."""
-    out: Path | None = None
-    """JSON file for the figures."""
 
 
 def main(arguments: Arguments) -> None:
     """Times every case and prints the tables."""
-    torch = import_torch("the benchmark")
-    if min(arguments.episodes, arguments.batch_size, *arguments.sensor_lengths) < 1:
-        raise UserError("--episodes, --batch-size and --sensor-lengths must be at least 1")
-    cores = len(os.sched_getaffinity(0))
-    threads = arguments.threads or thread_counts(cores)
-    console = make_console()
-    conditions = {
-        **machine(),
-        "numpy": np.__version__,
-        "torch": torch.__version__,
-        "devices": [device.device_kind for device in jax.devices()],
-        "batch_size": arguments.batch_size,
-    }
-    console.print(conditions)
-    rates: list[Rate] = []
+    require_positive(arguments, "rounds", "episodes", "batch_size", "sensor_lengths", "threads", "opened")
+    import_torch("the benchmark")
+    threads = arguments.threads or thread_counts(processors())
+    devices = [device.device_kind for device in jax.devices()]
+    described = conditions("numpy", "torch") | {"devices": devices, "batch_size": arguments.batch_size}
+    frame = Frame(arguments, described)
+    timings: list[FeedTiming] = []
     memory: dict[int, int | None] = {}
-    opening: dict[int, tuple[float, float]] = {}
+    opening: list[Timing] = []
     with scratch_folder(arguments.scratch) as scratch:
-        for steps in arguments.sensor_lengths:
-            console.print(f"{steps} sensor samples: writing and packing {arguments.episodes} episodes …")
-            case = feeding_cases.make_case(scratch / str(steps), steps, arguments.episodes, arguments.seconds)
-            rates += measure(case, arguments, threads, arguments.reference_workers or cores)
-            memory[steps] = feeding_cases.peak_resident_bytes(
-                case, batch_size=arguments.batch_size, threads=threads[0], num_batches=30
+        for length in arguments.sensor_lengths:
+            frame.say(f"{length} sensor samples: writing and packing {arguments.episodes} episodes …")
+            feeding = Feeding(
+                scratch / str(length), length, arguments.episodes, arguments.seconds, arguments.batch_size
             )
+            timings += time_sides(feeding, arguments, threads)
+            peak = memory[length] = peak_resident_bytes(
+                feeding.workspace,
+                batch_size=arguments.batch_size,
+                threads=threads[0],
+                num_batches=MEMORY_BATCHES,
+            )
+            if peak is not None:
+                frame.say(
+                    f"peak memory of a process that reads batches of {length} samples: {peak / 1e6:.0f} MB"
+                )
         for number in arguments.opened:
-            opening[number] = feeding_cases.opening_seconds(scratch / f"open-{number}", number)
-    console.print(rates_table(rates))
-    console.print(opening_table(opening))
-    for steps, peak in memory.items():
-        if peak is not None:
-            console.print(
-                f"peak memory of a process that reads batches of {steps} samples: {peak / 1e6:.0f} MB"
-            )
-    if arguments.out is not None:
-        figures = {
-            "conditions": conditions,
-            "rates": [asdict(rate) for rate in rates],
-            "peak_resident_bytes": memory,
-            "opening_s": {
-                number: {"open": alone, "open_and_check_sources": checked}
-                for number, (alone, checked) in opening.items()
-            },
-        }
-        arguments.out.write_text(json.dumps(figures, indent=2))
+            opening += time_opening(scratch / f"open-{number}", number, arguments.rounds)
+    frame.finish(
+        timings,
+        rates_table(timings),
+        timing_table(opening, title="opening a packed data set"),
+        peak_resident_bytes=memory,
+        opening=[timing.figures() for timing in opening],
+    )
 
 
 def thread_counts(cores: int) -> tuple[int, ...]:
@@ -114,47 +105,29 @@ def thread_counts(cores: int) -> tuple[int, ...]:
     return tuple(counts)
 
 
-def measure(case: Case, arguments: Arguments, threads: Sequence[int], workers: int) -> list[Rate]:
-    """Times all sides on one set of episodes; the plain copy before and after, for the machine may change."""
-    options = {"batch_size": arguments.batch_size, "seconds": arguments.measure_s}
-    copies = [feeding_cases.copy_rate(case, **options)]
-    fed = [
-        feeding_cases.FEEDS[name](case, threads=count, **options)
-        for name in arguments.feeds
-        for count in threads
+def time_sides(feeding: Feeding, arguments: Arguments, threads: Sequence[int]) -> list[FeedTiming]:
+    """Times a plain copy, all ways of feeding, and the reference on one set of episodes."""
+    sides = [
+        feeding.copies(),
+        *(feeding.fed(feed, count) for feed in arguments.feeds for count in threads),
+        feeding.reference(arguments.reference_workers or processors()),
     ]
-    copies.append(feeding_cases.copy_rate(case, **options))
-    reference = feeding_cases.reference_rate(case, batch_size=8, workers=workers, seconds=arguments.measure_s)
-    return [max(copies, key=lambda rate: rate.samples_per_s), *fed, reference]
+    return feeding.time(sides, rounds=arguments.rounds, seconds=arguments.measure_s)
 
 
-def rates_table(rates: Sequence[Rate]) -> Table:
+def rates_table(timings: Sequence[FeedTiming]) -> Table:
     """Tabulates the rates, each beside the plain copy and the reference at the same sensor length."""
-    table = Table("sensor samples", "side", title="feeding, from the page cache", title_justify="left")
-    for title in ("threads or workers", "samples/s", "batch MB/s", "of numpy copy", "reference's"):
-        table.add_column(title, justify="right")
-    for rate in rates:
-        by_side = {other.side: other for other in rates if other.steps == rate.steps}
-        table.add_row(
-            str(rate.steps),
-            rate.side,
-            str(rate.workers),
-            f"{rate.samples_per_s:.1f}",
-            "" if rate.mb_per_s is None else f"{rate.mb_per_s:.0f}",
-            f"{100 * rate.samples_per_s / by_side['numpy copy'].samples_per_s:.1f} %",
-            f"{rate.samples_per_s / by_side['reference'].samples_per_s:.1f}x",
-        )
-    return table
-
-
-def opening_table(opening: dict[int, tuple[float, float]]) -> Table:
-    """Tabulates the times to open data sets."""
-    table = Table("episodes", title="opening a packed data set", title_justify="left")
-    table.add_column("ms", justify="right")
-    table.add_column("ms, with a look for changed recordings", justify="right")
-    for number, (alone, checked) in opening.items():
-        table.add_row(str(number), f"{1000 * alone:.1f}", f"{1000 * checked:.1f}")
-    return table
+    reference = {timing.case: timing.rate for timing in timings if timing.side == "reference"}
+    return timing_table(
+        timings,
+        title="feeding, from the page cache",
+        versus="vs numpy copy",
+        columns={
+            "threads or workers": lambda timing: str(timing.workers),
+            "batch MB/s": lambda timing: "" if timing.mb_per_s is None else f"{timing.mb_per_s:.0f}",
+            "vs reference": lambda timing: f"{timing.rate / reference[timing.case]:.1f}x",
+        },
+    )
 
 
 COMMAND = cli.Command("benchmarks.data", Arguments, DESCRIPTION, main)

@@ -1,27 +1,30 @@
-"""The cases of the heads benchmark: what each side computes, and the clock around it."""
+"""The cases of the heads benchmark: one set of weights on both sides, the check that they agree, and the clock."""
 
-import statistics
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from flax import nnx
+import torch
 
-from experiments.benchmarks.timing import time_in_turn, timed
-from vla_jax.models.config import PolicyConfig
+from experiments.benchmarks import jax_sides, torch_heads, torch_sides
+from experiments.benchmarks.networks import (
+    CaseName,
+    InferenceCase,
+    Inputs,
+    Size,
+    make_inputs,
+    noise_schedule,
+    policy_config,
+)
+from experiments.benchmarks.timing import Timing, clock, time_in_turn
 from vla_jax.policy.network import PolicyNetwork
-from vla_jax.policy.precision import with_dtype
 from vla_jax.reference.weights import network_from_weights
 
-Size = Literal["full", "small"]
+Sides = Mapping[str, Callable[[], np.ndarray]]
+
 DDIM_STEPS = 10
-CLIP_NORM = 1.0
-ADAMW = {"lr": 1e-4, "betas": (0.9, 0.95), "weight_decay": 0.01}
 # Largest difference that float32 rounding leaves between the two sides, in units of the result's largest value.
 AGREEMENT = 1e-4
 # On a GPU PyTorch runs in bfloat16 and JAX's float32 products in TF32.
@@ -39,39 +42,30 @@ class Settings:
     on_gpu: bool
 
 
-@dataclass(frozen=True)
-class Timing:
-    """One side of one case. flops: arithmetic of one call, counted by XLA; error: largest difference to eager."""
+@dataclass(frozen=True, kw_only=True)
+class HeadTiming(Timing):
+    """flops: arithmetic of one call, counted by XLA; error: largest difference to eager, None where not compared."""
 
-    case: str
     batch: int
     sensor_length: int
-    side: str
-    median_s: float
-    best_s: float
     first_call_s: float
     flops: float
     error: float | None
 
 
-def run_case(case: str, batch: int, sensor_length: int, settings: Settings) -> list[Timing]:
+def run_case(case: CaseName, batch: int, sensor_length: int, settings: Settings) -> list[HeadTiming]:
     """Times all sides of a case, one call of each in turn.
 
     Raises:
         RuntimeError: the two sides do not compute the same.
     """
-    import torch
-
-    from experiments.benchmarks import torch_heads
-
-    model_type = "regression" if case == "regression" else "diffusion"
-    config = policy_config(model_type, sensor_length, settings.size)
-    torch.manual_seed(0)
-    device = "cuda" if settings.on_gpu else "cpu"
-    module = torch_heads.Policy(config).to(device)
-    network = network_from_weights(
-        config, {name: tensor.cpu().numpy() for name, tensor in module.state_dict().items()}
+    config = policy_config(
+        "regression" if case == "regression" else "diffusion", sensor_length, settings.size
     )
+    torch.manual_seed(0)
+    module = torch_heads.Policy(config).to("cuda" if settings.on_gpu else "cpu")
+    weights = {name: tensor.cpu().numpy() for name, tensor in module.state_dict().items()}
+    network = network_from_weights(config, weights)
     inputs = make_inputs(config, batch, sensor_length)
     if case == "train":
         sides, flops = _training_sides(module, network, inputs, settings)
@@ -79,245 +73,72 @@ def run_case(case: str, batch: int, sensor_length: int, settings: Settings) -> l
         sides, flops = _inference_sides(case, module.eval(), network, inputs, settings)
     first, outputs = {}, {}
     for name, call in sides.items():
-        first[name], outputs[name] = timed(call)
+        first[name], outputs[name] = clock(call)
     errors = _errors(case, outputs, LOW_PRECISION_AGREEMENT if settings.on_gpu else AGREEMENT)
-    seconds = time_in_turn(sides, settings.rounds)
     return [
-        Timing(
-            case=case,
+        HeadTiming(
+            case=f"{case} b{batch} t{sensor_length}",
+            side=name,
+            seconds=seconds,
+            amount=batch,
+            unit="samples",
             batch=batch,
             sensor_length=sensor_length,
-            side=name,
-            median_s=statistics.median(values),
-            best_s=min(values),
             first_call_s=first[name],
             flops=flops,
             error=errors.get(name),
         )
-        for name, values in seconds.items()
+        for name, seconds in time_in_turn(sides, settings.rounds).items()
     ]
 
 
-def policy_config(model_type: str, sensor_length: int, size: Size) -> PolicyConfig:
-    """The reference's network, so that both sides have the same parts."""
-    config = PolicyConfig.reference(model_type)
-    if size == "small":
-        config = replace(
-            config,
-            vl_dim=64,
-            sensor=replace(config.sensor, hidden_dim=32, output_dim=64),
-            expert=replace(config.expert, hidden_dim=64, num_layers=2),
-        )
-    return config.with_sensor_length(sensor_length)
-
-
-def make_inputs(config: PolicyConfig, batch: int, sensor_length: int) -> dict[str, np.ndarray]:
-    """Standard normal observations, actions and noise."""
-    rng = np.random.default_rng(0)
-    shapes = {
-        "vl": (batch, 1, config.vl_dim),
-        "sensor": (batch, sensor_length, config.sensor.channels),
-        "actions": (batch, config.horizon, config.action_dim),
-        "noise": (batch, config.horizon, config.action_dim),
-    }
-    arrays = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
-    return arrays | {"t": rng.integers(0, config.diffusion.steps, batch).astype(np.int32)}
-
-
-def matmul_rates(on_gpu: bool) -> dict[str, float]:
-    """GFLOP/s of a large square product in JAX: what the device gives at best."""
+def matmul_rates(*, on_gpu: bool) -> dict[str, float]:
+    """Returns GFLOP/s of a large square product in JAX: what the device gives at best."""
     width, rates = (8192 if on_gpu else 2048), {}
     for dtype in ("float32", "bfloat16"):
         x = jnp.ones((width, width), dtype)
         product = jax.jit(jnp.matmul)
         product(x, x).block_until_ready()
-        seconds = []
-        for _ in range(3):
-            start = time.perf_counter()
-            product(x, x).block_until_ready()
-            seconds.append(time.perf_counter() - start)
+        seconds = time_in_turn({dtype: lambda p=product, x=x: p(x, x).block_until_ready()}, 3)[dtype]
         rates[dtype] = 2 * width**3 / min(seconds) / 1e9
     return rates
 
 
 def _inference_sides(
-    case: str, module: Any, network: PolicyNetwork, inputs: dict[str, np.ndarray], settings: Settings
-) -> tuple[dict[str, Callable[[], np.ndarray]], float]:
-    import torch
-
-    from experiments.benchmarks import torch_heads
-
-    device = next(module.parameters()).device
-    tensors = {name: torch.from_numpy(array).to(device) for name, array in inputs.items()}
-    betas = torch.from_numpy(network.schedule.betas).to(device)
-    cumulative = torch.from_numpy(network.schedule.alphas_cumprod).to(device)
-    steps = network.config.diffusion.steps
-    timesteps = [index * (steps // DDIM_STEPS) for index in range(DDIM_STEPS)][::-1]
-
-    def eager(policy: Any) -> np.ndarray:
-        with torch.inference_mode(), torch.autocast("cuda", torch.bfloat16, enabled=settings.on_gpu):
-            vl, sensor = tensors["vl"], tensors["sensor"]
-            if case == "regression":
-                actions = policy.action_expert(vl, torch.zeros_like(tensors["noise"]), policy.encode(sensor))[
-                    0
-                ]
-            elif case == "ddim":
-                actions = torch_heads.ddim_sample(policy, cumulative, timesteps, tensors["noise"], vl, sensor)
-            else:
-                actions = torch_heads.ddpm_sample(policy, betas, tensors["noise"], vl, sensor)
-            return actions.float().cpu().numpy()
-
-    sides: dict[str, Callable[[], np.ndarray]] = {"torch eager": lambda: eager(module)}
-    if settings.compile_torch:
-        compiled = _compile_parts(module)
-        sides["torch.compile"] = lambda: _without_fast_path(eager, compiled)
-    arrays = {name: jnp.asarray(array) for name, array in inputs.items()}
-    observed = (arrays["vl"], arrays["sensor"], arrays["noise"])
-    variants = ["float32", "bfloat16"] if settings.bfloat16 else ["float32"]
-    for dtype in variants:
-        graphdef, state = nnx.split(with_dtype(network, dtype))
-
-        def actions(state, vl, sensor, noise, graphdef=graphdef):
-            policy = nnx.merge(graphdef, state)
-            features = policy.encode_sensor(sensor)
-            if case == "regression":
-                return policy.decode(vl, jnp.zeros_like(noise), features)[0]
-            key = jax.random.key(0)
-            count = DDIM_STEPS if case == "ddim" else steps
-            return policy.denoise(noise, vl, features, sampler=case, steps=count, key=key)
-
-        compiled_actions = jax.jit(actions)
-        sides[f"jax {dtype}"] = lambda call=compiled_actions, state=state: np.asarray(call(state, *observed))
-    return sides, _inference_flops(case, network, observed)
-
-
-def _inference_flops(case: str, network: PolicyNetwork, observed: tuple[jax.Array, ...]) -> float:
-    """Operations of one call: the observation's once, the expert's once per denoising step."""
-    vl, sensor, noise = observed
-    graphdef, state = nnx.split(network)
-
-    def part(method):
-        return lambda state, *inputs: method(nnx.merge(graphdef, state), *inputs)
-
-    condition = jnp.zeros((vl.shape[0], network.config.expert.hidden_dim))
-    flops = _flops(part(lambda policy, x: policy.encode_sensor(x)), state, sensor)
-    features = jnp.zeros((vl.shape[0], network.config.sensor.output_dim))
-    flops += _flops(part(lambda policy, *x: policy.condition(*x)), state, vl, features)
-    if case == "regression":
-        return flops + _flops(part(lambda policy, x: policy.expert(x)), state, condition)
-    steps = DDIM_STEPS if case == "ddim" else network.config.diffusion.steps
-    step = part(lambda policy, x, c: policy.expert(x, c[:1], c))
-    return flops + steps * _flops(step, state, noise, condition)
+    case: InferenceCase,
+    module: torch_heads.Policy,
+    network: PolicyNetwork,
+    inputs: Inputs,
+    settings: Settings,
+) -> tuple[Sides, float]:
+    schedule = noise_schedule(network.config)
+    steps = DDIM_STEPS if case == "ddim" else schedule.steps
+    timesteps = [index * (schedule.steps // steps) for index in reversed(range(steps))]
+    sides: dict[str, Callable[[], np.ndarray]] = {}
+    for compiled in (False, True) if settings.compile_torch else (False,):
+        sides["torch.compile" if compiled else "torch eager"] = torch_sides.inference_side(
+            case, module, inputs, schedule, timesteps=timesteps, compiled=compiled
+        )
+    dtypes: tuple[jax_sides.Dtype, ...] = ("float32", "bfloat16") if settings.bfloat16 else ("float32",)
+    for dtype in dtypes:
+        sides[f"jax {dtype}"] = jax_sides.inference_side(case, network, inputs, steps=steps, dtype=dtype)
+    return sides, jax_sides.inference_flops(case, network, inputs, steps=steps)
 
 
 def _training_sides(
-    module: Any, network: PolicyNetwork, inputs: dict[str, np.ndarray], settings: Settings
-) -> tuple[dict[str, Callable[[], float]], float]:
-    """Calls that make one update and return its loss; each side goes on from its own last state."""
-    import copy
-
-    import torch
-
-    device = next(module.parameters()).device
-    tensors = {name: torch.from_numpy(array).to(device) for name, array in inputs.items()}
-    tensors["t"] = tensors["t"].long()
-    signal = torch.from_numpy(network.schedule.sqrt_alphas_cumprod).to(device)[tensors["t"], None, None]
-    sigma = torch.from_numpy(network.schedule.sqrt_one_minus_alphas_cumprod).to(device)[
-        tensors["t"], None, None
-    ]
-
-    def torch_step(policy: Any, optimizer: Any, parameters: list) -> float:
-        optimizer.zero_grad(set_to_none=True)
-        with torch.autocast("cuda", torch.bfloat16, enabled=settings.on_gpu):
-            x_t = signal * tensors["actions"] + sigma * tensors["noise"]
-            features = policy.encode(tensors["sensor"])
-            prediction = policy.action_expert(x_t, tensors["t"], tensors["vl"], features)
-        loss = torch.nn.functional.mse_loss(prediction.float(), tensors["noise"])
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, CLIP_NORM)
-        optimizer.step()
-        return loss.item()
-
-    def torch_side(policy: Any, *, compiled: bool) -> Callable[[], float]:
-        parameters = list(policy.parameters())
-        optimizer = torch.optim.AdamW(parameters, **ADAMW)
-        policy.train()
-        called = _compile_parts(policy) if compiled else policy
-        return lambda: torch_step(called, optimizer, parameters)
-
-    sides = {"torch eager": torch_side(module, compiled=False)}
+    module: torch_heads.Policy, network: PolicyNetwork, inputs: Inputs, settings: Settings
+) -> tuple[Sides, float]:
+    schedule = noise_schedule(network.config)
+    dtype: jax_sides.Dtype = "bfloat16" if settings.on_gpu else "float32"
+    # One call to compile, then the rounds.
+    ours, flops = jax_sides.training_side(network, inputs, calls=settings.rounds + 1, dtype=dtype)
+    sides = {"torch eager": torch_sides.training_side(module, inputs, schedule, compiled=False)}
     if settings.compile_torch:
-        sides["torch.compile"] = torch_side(copy.deepcopy(module), compiled=True)
-    config = replace(network.config, dtype="bfloat16" if settings.on_gpu else "float32")
-    # Parameters stay float32 while training; only the graph's compute type changes.
-    graphdef, _, _ = nnx.split(
-        nnx.eval_shape(lambda: PolicyNetwork(config, rngs=nnx.Rngs(0))), nnx.Param, ...
-    )
-    _, params, rest = nnx.split(network, nnx.Param, ...)
-    optimizer = optax.chain(
-        optax.clip_by_global_norm(CLIP_NORM),
-        optax.adamw(ADAMW["lr"], *ADAMW["betas"], weight_decay=ADAMW["weight_decay"]),
-    )
-    arrays = {name: jnp.asarray(array) for name, array in inputs.items()}
-
-    def step(params, rest, state, key):
-        def loss_of(params):
-            policy = nnx.merge(graphdef, params, rest, copy=True)
-            losses = policy.loss(
-                arrays["vl"], None, arrays["sensor"], None, arrays["actions"], key=key, train=True
-            )
-            return losses.mean(), nnx.state(policy, nnx.Not(nnx.Param))
-
-        (loss, rest), gradient = jax.value_and_grad(loss_of, has_aux=True)(params)
-        updates, state = optimizer.update(gradient, state, params)
-        return optax.apply_updates(params, updates), rest, state, loss
-
-    compiled_step = jax.jit(step, donate_argnums=(0, 1, 2))
-    carried = [jax.tree.map(jnp.copy, params), jax.tree.map(jnp.copy, rest)]
-    carried.append(optimizer.init(carried[0]))
-    keys = iter(jax.random.split(jax.random.key(0), settings.rounds + 1))
-    flops = _flops(step, *carried, jax.random.key(0))
-
-    def jax_side() -> float:
-        *carried[:], loss = compiled_step(*carried, next(keys))
-        return float(loss)
-
-    sides["jax bfloat16" if settings.on_gpu else "jax float32"] = jax_side
-    return sides, flops
+        sides["torch.compile"] = torch_sides.training_side(module, inputs, schedule, compiled=True)
+    return {**sides, f"jax {dtype}": ours}, flops
 
 
-def _without_fast_path(call: Callable[..., Any], *arguments: Any) -> Any:
-    """Calls with torch's fused encoder layer off: its shapes are wrong for the compiler (seen with torch 2.13)."""
-    import torch
-
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        return call(*arguments)
-    finally:
-        torch.backends.mha.set_fastpath_enabled(True)
-
-
-def _compile_parts(module: Any) -> Any:
-    """The policy with both parts behind `torch.compile`, sharing its parameters."""
-    import copy
-
-    import torch
-
-    compiled = copy.copy(module)
-    compiled._modules = dict(module._modules)
-    for part in ("sensor_encoder", "action_expert"):
-        if compiled._modules[part] is not None:
-            compiled._modules[part] = torch.compile(compiled._modules[part])
-    return compiled
-
-
-def _flops(function: Callable[..., Any], *arguments: Any) -> float:
-    """XLA's count of the floating-point operations of a function without loops."""
-    analysis = jax.jit(function).lower(*arguments).cost_analysis() or {}
-    return float(analysis.get("flops", 0.0))
-
-
-def _errors(case: str, outputs: dict[str, Any], agreement: float) -> dict[str, float]:
+def _errors(case: CaseName, outputs: Mapping[str, np.ndarray], agreement: float) -> dict[str, float]:
     """Largest difference to PyTorch eager, as a share of its largest value; random chains are not compared."""
     if case in ("train", "ddpm"):
         return {}

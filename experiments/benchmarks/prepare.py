@@ -2,27 +2,24 @@
 
 import hashlib
 import io
-import json
 import multiprocessing
 import os
 import shutil
-import statistics
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
-from rich.table import Table
 
 from experiments import cli
+from experiments.benchmarks.frame import Frame, FrameArguments, require_positive, scratch_folder, timing_table
+from experiments.benchmarks.machine import conditions, processors
 from experiments.benchmarks.recorded_episodes import SENSOR_FILE, EpisodeShape, write_episodes
-from experiments.benchmarks.timing import machine, scratch_folder
-from experiments.console import make_console
-from vla_jax.dataset.preparation import PrepareOptions, prepare
-from vla_jax.errors import UserError
+from experiments.benchmarks.timing import Timing, clock, in_turn
+from experiments.benchmarks.workspace import pack
 
 DESCRIPTION = """Writes episodes of the lab's sizes (18 s, overlapping sensor windows of 650 rows, five views at 5 Hz),
 packs them with `prepare`, and times on the same files, with as many processes, the bare reading of them: all sensor
@@ -30,123 +27,84 @@ arrays with numpy.load, which inflates them, and all pictures decoded in full an
 cache. MB/s are of source arrays: the sensor arrays' size in memory. `prepare` can be faster than the bare reading,
 since it decodes pictures at an eighth of their size."""
 
+ItemT = TypeVar("ItemT")
 
-@dataclass(frozen=True)
-class Arguments:
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments(FrameArguments):
     """Options of the command."""
 
+    rounds: int = 3
+    """How often each is timed, in turn; the table shows medians."""
     episodes: int = 6
     """Episodes in each set (260 MB of sensor arrays and 450 pictures each)."""
     seconds: float = 18.0
     """Length of an episode."""
     workers: int = 0
     """Processes; 0 takes one per processor."""
-    rounds: int = 3
-    """How often each is timed; the table shows medians."""
     scratch: Path | None = None
     """Where to write the episodes; a temporary folder by default."""
-    out: Path | None = None
-    """JSON file for the figures."""
 
 
-@dataclass(frozen=True)
-class Rates:
-    """Medians over the rounds, seconds; MB are of 10⁶ bytes."""
+@dataclass(frozen=True, kw_only=True)
+class PackingTiming(Timing):
+    """file_mb: size of all files, 10⁶ bytes; pictures: how many of them are pictures."""
 
-    episodes: str
-    source_mb: float
     file_mb: float
     pictures: int
-    prepare_s: float
-    load_s: float
-    pictures_s: float
-
-    @property
-    def prepare_mb_per_s(self) -> float:
-        """Source arrays packed per second."""
-        return self.source_mb / self.prepare_s
-
-    @property
-    def bare_mb_per_s(self) -> float:
-        """The same if `prepare` did nothing but read, inflate, decode in full and hash."""
-        return self.source_mb / (self.load_s + self.pictures_s)
 
 
 def main(arguments: Arguments) -> None:
     """Times both kinds of episodes and prints the table."""
-    for name in ("episodes", "rounds"):
-        if getattr(arguments, name) < 1:
-            raise UserError(f"--{name} must be at least 1, not {getattr(arguments, name)}")
-    workers = arguments.workers or len(os.sched_getaffinity(0))
-    console = make_console()
-    conditions = {
-        **machine(),
-        "workers": workers,
-        "numpy": np.__version__,
-    }
-    console.print(conditions)
-    results = []
+    require_positive(arguments, "episodes", "rounds")
+    workers = arguments.workers or processors()
+    frame = Frame(arguments, {**conditions("numpy"), "workers": workers})
+    timings: list[PackingTiming] = []
     with scratch_folder(arguments.scratch) as scratch:
         for name, compressed in (("uncompressed", False), ("compressed", True)):
-            console.print(f"writing {arguments.episodes} {name} episodes …")
+            frame.say(f"writing {arguments.episodes} {name} episodes …")
             root = scratch / name
             shape = EpisodeShape(seconds=arguments.seconds, compressed=compressed)
             folders = write_episodes(root, arguments.episodes, shape)
-            results.append(measure(name, root, folders, workers, arguments.rounds))
+            timings += measure(name, root, folders, workers, arguments.rounds)
             shutil.rmtree(root)
-    table = Table("sensor files", "source MB", "files MB", "pictures")
-    for title in ("prepare s", "np.load s", "decode + hash s", "prepare MB/s", "bare MB/s", "of bare"):
-        table.add_column(title, justify="right")
-    for rates in results:
-        table.add_row(
-            rates.episodes,
-            f"{rates.source_mb:.0f}",
-            f"{rates.file_mb:.0f}",
-            str(rates.pictures),
-            f"{rates.prepare_s:.2f}",
-            f"{rates.load_s:.2f}",
-            f"{rates.pictures_s:.2f}",
-            f"{rates.prepare_mb_per_s:.0f}",
-            f"{rates.bare_mb_per_s:.0f}",
-            f"{100 * rates.prepare_mb_per_s / rates.bare_mb_per_s:.0f} %",
-        )
-    console.print(table)
-    if arguments.out is not None:
-        rows = [
-            {**asdict(r), "prepare_mb_per_s": r.prepare_mb_per_s, "bare_mb_per_s": r.bare_mb_per_s}
-            for r in results
-        ]
-        arguments.out.write_text(json.dumps({"conditions": conditions, "results": rows}, indent=2))
+    columns = {"files MB": lambda timing: f"{timing.file_mb:.0f}", "pictures": lambda t: str(t.pictures)}
+    frame.finish(timings, timing_table(timings, versus="vs bare reading", columns=columns))
 
 
-def measure(name: str, root: Path, folders: Sequence[Path], workers: int, rounds: int) -> Rates:
-    """Times `prepare` and the bare reading of the same files, in turns."""
+def measure(case: str, root: Path, folders: Sequence[Path], workers: int, rounds: int) -> list[PackingTiming]:
+    """Times `prepare` and the two parts of the bare reading of the same files; the bare reading is their sum."""
     pictures = sorted(str(path) for folder in folders for path in (folder / "images").rglob("*.jpg"))
     sensors = [str(folder / SENSOR_FILE) for folder in folders]
     batches = [pictures[i::workers] for i in range(workers)]
-    seconds: dict[str, list[float]] = {"prepare": [], "load": [], "pictures": []}
-    source_bytes = 0
-    for round_ in range(rounds):
-        out = root.with_name(f"{root.name}-{round_}")
-        seconds["prepare"].append(
-            _seconds(lambda out=out: prepare([str(root)], out, PrepareOptions(num_workers=workers)))
-        )
+    source_bytes = sum(map(load_sensor, sensors))
+
+    def pack_all() -> float:
+        out = root.with_name(f"{root.name}-packed")
+        seconds, _ = clock(lambda: pack(root, out, workers=workers))
         shutil.rmtree(out)
-        # A pool of its own each time, as `prepare` starts one.
-        begun = time.perf_counter()
-        source_bytes = sum(_map(load_sensor, sensors, workers))
-        seconds["load"].append(time.perf_counter() - begun)
-        seconds["pictures"].append(_seconds(lambda: _map(decode_and_hash, batches, workers)))
-    medians = {key: statistics.median(values) for key, values in seconds.items()}
-    return Rates(
-        episodes=name,
-        source_mb=source_bytes / 1e6,
-        file_mb=sum(os.path.getsize(path) for path in (*sensors, *pictures)) / 1e6,
-        pictures=len(pictures),
-        prepare_s=medians["prepare"],
-        load_s=medians["load"],
-        pictures_s=medians["pictures"],
-    )
+        return seconds
+
+    # A pool of its own each time, as `prepare` starts one.
+    sides = {
+        "prepare": pack_all,
+        "np.load": lambda: clock(lambda: _map(load_sensor, sensors, workers))[0],
+        "decode and hash": lambda: clock(lambda: _map(decode_and_hash, batches, workers))[0],
+    }
+    seconds = in_turn(sides, rounds)
+    bare = tuple(map(sum, zip(seconds["np.load"], seconds["decode and hash"], strict=True)))
+    return [
+        PackingTiming(
+            case=case,
+            side=side,
+            seconds=values,
+            amount=source_bytes / 1e6,
+            unit="MB",
+            file_mb=sum(os.path.getsize(path) for path in (*sensors, *pictures)) / 1e6,
+            pictures=len(pictures),
+        )
+        for side, values in {"bare reading": bare, **seconds}.items()
+    ]
 
 
 def load_sensor(path: str) -> int:
@@ -165,17 +123,11 @@ def decode_and_hash(paths: Sequence[str]) -> int:
     return len(paths)
 
 
-def _map(function: Callable, items: Sequence, workers: int) -> list[int]:
+def _map(function: Callable[[ItemT], int], items: Sequence[ItemT], workers: int) -> list[int]:
     if workers == 1:
         return [function(item) for item in items]
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         return list(pool.map(function, items))
-
-
-def _seconds(call: Callable[[], object]) -> float:
-    begun = time.perf_counter()
-    call()
-    return time.perf_counter() - begun
 
 
 COMMAND = cli.Command("benchmarks.prepare", Arguments, DESCRIPTION, main)

@@ -4,14 +4,17 @@ A torch DataLoader with worker processes; each sample loads its episode's whole 
 it, and one feature file.
 """
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
+
+from experiments.benchmarks.recorded_episodes import SENSOR_FILE
+from experiments.benchmarks.workspace import Workspace
+
+PREFETCHED = 2  # Batches that each worker prepares ahead: PyTorch's own default.
 
 
 @dataclass(frozen=True)
@@ -43,44 +46,57 @@ class PerSampleFiles(Dataset):
         }
 
 
-def write_features(folder: Path, names: Sequence[str], width: int) -> list[str]:
-    """Writes one file with a vector of `width` float32 per name and returns their paths."""
-    folder.mkdir(parents=True)
-    generator = torch.Generator().manual_seed(0)
-    paths = []
-    for name in names:
-        path = folder / f"{name}.pt"
-        torch.save(torch.randn(width, generator=generator), path)
-        paths.append(str(path))
-    return paths
+def write_feature_files(workspace: Workspace, *, pooled: bool) -> None:
+    """Writes one feature file per record, as the reference's cache has them.
 
-
-def samples_per_second(
-    samples: Sequence[SampleFiles], *, batch_size: int, workers: int, seconds: float
-) -> float:
-    """Returns the rate after the first batch, over at least `seconds` and several batches of each worker.
-
-    The batches that workers have ready when the clock starts count for the reference.
+    pooled: the mean over a record's slots, which is what the reference keeps; else all slots, for a network that is to
+    see what ours sees.
     """
-    loader = DataLoader(
-        PerSampleFiles(samples),
+    workspace.feature_files.mkdir()
+    dataset = workspace.dataset()
+    table = workspace.features(dataset)
+    for record in dataset.required_records().tolist():
+        (values,), _ = table.gather(np.array([record]))
+        kept = values.astype(np.float32).mean(axis=0).astype(values.dtype) if pooled else values
+        torch.save(torch.from_numpy(kept), workspace.feature_files / f"{record}.pt")
+
+
+def sample_files(workspace: Workspace) -> list[SampleFiles]:
+    """Returns where the reference would find each training sample. A sample's window is the newest recorded one."""
+    dataset = workspace.dataset()
+    ticks = dataset.sample_ticks("train")
+    episodes = dataset.ticks.episode[ticks]
+    records, actions = dataset.record_index(ticks), dataset.actions(ticks)
+    samples: list[SampleFiles] = []
+    for episode in np.unique(episodes).tolist():
+        here = np.flatnonzero(episodes == episode)
+        path = dataset.folder(episode) / SENSOR_FILE
+        with np.load(path) as archive:
+            ends = archive["timestamps"]
+        windows = np.searchsorted(ends, dataset.ticks.time[ticks[here]], side="right") - 1
+        samples += [
+            SampleFiles(
+                str(path),
+                max(0, int(window)),
+                str(workspace.feature_files / f"{records[row]}.pt"),
+                actions[row],
+            )
+            for row, window in zip(here, windows, strict=True)
+        ]
+    return samples
+
+
+def make_loader(dataset: Dataset, *, batch_size: int | None, workers: int, on_gpu: bool) -> DataLoader:
+    """Returns shuffled batches, read ahead by worker processes. batch_size: None where an item is a batch."""
+    return DataLoader(
+        dataset,
         batch_size=batch_size,
         shuffle=True,
+        drop_last=batch_size is not None,
         num_workers=workers,
-        drop_last=True,
-        # A fork would copy the locks of the threads that JAX has started here.
-        multiprocessing_context="spawn" if workers else None,
         persistent_workers=workers > 0,
-        generator=torch.Generator().manual_seed(0),
+        prefetch_factor=PREFETCHED if workers else None,
+        pin_memory=on_gpu,
+        # A copy of a process with threads (JAX is imported) can hang.
+        multiprocessing_context="forkserver" if workers else None,
     )
-    num_batches, least = 0, 6 * max(1, workers)
-    begun = None
-    while True:
-        for _ in loader:
-            now = time.perf_counter()
-            if begun is None:
-                begun = now
-                continue
-            num_batches += 1
-            if now - begun >= seconds and num_batches >= least:
-                return num_batches * batch_size / (now - begun)

@@ -76,12 +76,12 @@ class _Expert(nn.Module):
 
     def fuse(self, vl: Tensor, sensor: Tensor | None) -> Tensor:
         """(B, S, V), (B, D) → what the last Linear reads."""
+        if sensor is None:
+            return vl.mean(dim=1)
         if self.strategy == "cross_attention":
             tokens, query = self.vl_proj(vl), self.sensor_proj(sensor).unsqueeze(1)
             return self.cross_attn(query, tokens, tokens, need_weights=False)[0].squeeze(1)
         pooled = vl.mean(dim=1)
-        if self.strategy == "none":
-            return pooled
         if self.strategy == "concat":
             return torch.cat([pooled, sensor], dim=-1)
         pooled, sensor = self.vl_proj(pooled), self.sensor_proj(sensor)

@@ -3,68 +3,80 @@
 `python -m experiments.benchmarks.torch_training SPEC.json` prints one line of JSON.
 """
 
+import dataclasses
 import json
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
-from experiments.benchmarks.head_cases import ADAMW, CLIP_NORM, policy_config
-from experiments.benchmarks.reference_feeding import PerSampleFiles
-from experiments.benchmarks.reference_loader import PREFETCHED, PackedBatches, make_loader, sample_files
+from experiments.benchmarks.networks import (
+    BETAS,
+    CLIP_NORM,
+    LEARNING_RATE,
+    WEIGHT_DECAY,
+    noise_schedule,
+    policy_config,
+)
+from experiments.benchmarks.reference_feeding import PREFETCHED, PerSampleFiles, make_loader, sample_files
 from experiments.benchmarks.torch_heads import Policy
-from vla_jax.diffusion.schedule import cosine_schedule
+from experiments.benchmarks.torch_spec import TorchSpec, TrainingMeasurement
+from experiments.benchmarks.workspace import Workspace
+from vla_jax.dataset.batches import make_batch
+from vla_jax.dataset.feature_table import FeatureTable
+from vla_jax.dataset.packed_dataset import PackedDataset
 
 SENSOR_WEIGHT = 2.0
 
 
-@dataclass(frozen=True)
-class TorchSpec:
-    """What to train on what. reads: "files" as the reference does, or "packed". seconds: when to stop at the latest."""
+class PackedBatches(Dataset):
+    """Whole batches of a packed data set, as our own loader makes them. Opened in the worker that reads."""
 
-    data: str
-    cache: str
-    feature_files: str
-    reads: Literal["files", "packed"]
-    model_type: str
-    size: str
-    sensor_length: int
-    batch_size: int
-    updates: int
-    seconds: float
-    workers: int
-    compiled: bool
+    def __init__(self, workspace: Workspace, batch_size: int) -> None:
+        self._workspace, self._batch_size = workspace, batch_size
+        self._ticks = workspace.dataset().sample_ticks("train")
+        self._opened: tuple[PackedDataset, FeatureTable] | None = None
+
+    def __len__(self) -> int:
+        return max(1, len(self._ticks) // self._batch_size)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        if self._opened is None:
+            dataset = self._workspace.dataset()
+            self._opened = dataset, self._workspace.features(dataset)
+        chosen = np.random.default_rng(index).choice(self._ticks, self._batch_size)
+        batch = make_batch(*self._opened, chosen)
+        return {name: torch.from_numpy(batch[name]) for name in ("vl", "sensor", "actions")}
 
 
-def train(spec: TorchSpec) -> dict[str, Any]:
-    """Trains and returns samples per second, the share of time waiting for data, and the first update's seconds.
+def train(spec: TorchSpec) -> TrainingMeasurement:
+    """Trains and returns what an update takes.
 
     The updates for which the workers had read ahead while the first one was prepared do not count.
     """
     on_gpu = torch.cuda.is_available()
     device = torch.device("cuda" if on_gpu else "cpu")
-    config = policy_config(spec.model_type, spec.sensor_length, spec.size)
+    config = policy_config(spec.kind, spec.sensor_length, spec.size)
     torch.manual_seed(0)
     policy = Policy(config).to(device)
     parameters = list(policy.parameters())
-    optimizer = torch.optim.AdamW(parameters, **ADAMW)
+    optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, betas=BETAS, weight_decay=WEIGHT_DECAY)
     if spec.compiled:
-        policy.sensor_encoder.compile()
-        policy.action_expert.compile()
-    cumulative = torch.tensor(cosine_schedule(config.diffusion.steps).alphas_cumprod, device=device)
+        for part in policy.children():
+            part.compile()
+    cumulative = torch.tensor(noise_schedule(config).alphas_cumprod, device=device)
 
     def update(batch: dict[str, Tensor]) -> Tensor:
         batch = {name: value.to(device, non_blocking=True).float() for name, value in batch.items()}
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast("cuda", torch.bfloat16, enabled=on_gpu):
             features = policy.encode(batch["sensor"])
-            if spec.model_type == "diffusion":
+            if spec.kind == "diffusion":
                 t = torch.randint(len(cumulative), (len(batch["actions"]),), device=device)
                 noise = torch.randn_like(batch["actions"])
                 signal = cumulative[t, None, None]
@@ -99,22 +111,19 @@ def train(spec: TorchSpec) -> dict[str, Any]:
         waited += time.perf_counter() - asked
         loss = update(batch)
         done += 1
-    last = loss.item()  # Waits for the device.
+    loss.item()  # Waits for the device.
     elapsed = time.perf_counter() - started
-    return {
-        "samples_per_second": done * spec.batch_size / elapsed,
-        "data_wait_share": waited / elapsed,
-        "first_update_s": first,
-        "updates": done,
-        "last_loss": last,
-    }
+    return TrainingMeasurement(
+        update_s=elapsed / done, data_wait_share=waited / elapsed, first_update_s=first, updates=done
+    )
 
 
 def _loader(spec: TorchSpec, on_gpu: bool) -> DataLoader:
+    workspace = Workspace(Path(spec.root))
     if spec.reads == "files":
-        samples = PerSampleFiles(sample_files(Path(spec.data), Path(spec.feature_files)))
+        samples = PerSampleFiles(sample_files(workspace))
         return make_loader(samples, batch_size=spec.batch_size, workers=spec.workers, on_gpu=on_gpu)
-    batches = PackedBatches(Path(spec.data), Path(spec.cache), spec.batch_size)
+    batches = PackedBatches(workspace, spec.batch_size)
     return make_loader(batches, batch_size=None, workers=spec.workers, on_gpu=on_gpu)
 
 
@@ -124,4 +133,5 @@ def _endless(loader: DataLoader) -> Iterator[dict[str, Tensor]]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(train(TorchSpec(**json.loads(Path(sys.argv[1]).read_text())))))
+    task = TorchSpec(**json.loads(Path(sys.argv[1]).read_text()))
+    print(json.dumps(dataclasses.asdict(train(task))))

@@ -49,7 +49,8 @@ def cosine_schedule(steps: int) -> Schedule:
     angle = (position / np.float32(steps) + np.float32(COSINE_OFFSET)) / np.float32(1 + COSINE_OFFSET)
     cumulative = np.cos(angle * np.float32(np.pi) * np.float32(0.5)) ** 2
     cumulative = cumulative / cumulative[0]
-    betas = np.clip(1 - cumulative[1:] / cumulative[:-1], *map(np.float32, BETA_RANGE))
+    smallest, largest = (np.float32(bound) for bound in BETA_RANGE)
+    betas = np.clip(1 - cumulative[1:] / cumulative[:-1], smallest, largest)
     return schedule_from_betas(betas)
 
 

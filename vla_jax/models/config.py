@@ -4,7 +4,7 @@
 one field here, and `PolicyConfig.reference` restores them all.
 """
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from typing import Any, Literal, get_args, get_type_hints
 
@@ -24,15 +24,14 @@ def check_choices(config: object) -> None:
     Raises:
         UserError: names the class, the field, the value and the choices.
     """
-    hints = get_type_hints(type(config))
-    for entry in fields(config):  # type: ignore[arg-type]
-        choices = [choice for choice in get_args(hints[entry.name]) if isinstance(choice, str)]
-        value = getattr(config, entry.name)
+    for name, hint in get_type_hints(type(config)).items():
+        choices = [choice for choice in get_args(hint) if isinstance(choice, str)]
+        value = getattr(config, name)
         if choices and value not in choices:
             close = get_close_matches(str(value), choices, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
             raise UserError(
-                f"{type(config).__name__}.{entry.name} is {value!r}; choose one of {', '.join(choices)}{hint}"
+                f"{type(config).__name__}.{name} is {value!r}; choose one of {', '.join(choices)}{hint}"
             )
 
 

@@ -84,8 +84,9 @@ class MultiHeadAttention(nnx.Module):
     def _project(self, x: Array, start: int, stop: int) -> Array:
         columns = slice(start * self.width, stop * self.width)
         dtype = self.in_proj.dtype
-        kernel, bias = self.in_proj.kernel[:, columns], self.in_proj.bias[columns]
-        return x.astype(dtype) @ kernel.astype(dtype) + bias.astype(dtype)[None, None]
+        projected = x.astype(dtype) @ self.in_proj.kernel[:, columns].astype(dtype)
+        bias = self.in_proj.bias
+        return projected if bias is None else projected + bias[columns].astype(dtype)[None, None]
 
     def _heads(self, x: Array) -> Array:
         return x.reshape(*x.shape[:-1], self.num_heads, self.width // self.num_heads)

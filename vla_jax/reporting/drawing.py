@@ -33,5 +33,5 @@ def _tidy(axis: Axes) -> None:
     if not axis.images:
         axis.grid(visible=True, color="#e5e7eb", linewidth=0.6)
         axis.set_axisbelow(True)
-    axis.xaxis.label.set_size(9)
-    axis.yaxis.label.set_size(9)
+    axis.xaxis.label.set_fontsize(9)
+    axis.yaxis.label.set_fontsize(9)

@@ -29,7 +29,7 @@ def make_schedule(config: OptimizerConfig, group: Group, total_updates: int) -> 
         "xp": jnp,
     }
     if config.rewarm is None:
-        return lambda update: trapezoid(update // config.schedule_interval, **shape)
+        return lambda update: trapezoid(jnp.asarray(update) // config.schedule_interval, **shape)
     previous = config.rewarm.sensor_lr if group == "encoder" else config.rewarm.lr
     return lambda update: rewarm(
         jnp.maximum(update - first, 0) // config.schedule_interval, previous=previous, **shape

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import jax.numpy as jnp
 import numpy as np
 
 from vla_jax.dataset.packed_dataset import PackedDataset
@@ -33,13 +34,13 @@ def distributions(dataset: PackedDataset, config: NormalisationConfig | None = N
         config or NormalisationConfig(), dataset.statistics, np.zeros((1, 1)), np.ones((1, 1))
     )
     actions = np.asarray(dataset.ticks.delta[ticks])
-    scaled = np.asarray(normaliser.normalise_actions(actions))
+    scaled = np.asarray(normaliser.normalise_actions(jnp.asarray(actions)))
     found = [Distribution(name, actions[:, i], scaled[:, i]) for i, name in enumerate(ACTION_NAMES[:7])]
     with_sensor = ticks[dataset.has_sensor(ticks)]
     if len(with_sensor):
         places = np.linspace(0, len(with_sensor) - 1, min(NUM_WINDOWS, len(with_sensor))).astype(int)
         windows = dataset.sensor_windows(with_sensor[places])
-        scaled = np.asarray(normaliser.normalise_sensor(windows))
+        scaled = np.asarray(normaliser.normalise_sensor(jnp.asarray(windows)))
         windows = windows.astype(np.float32)
         found += [
             Distribution("force", windows[..., 0].ravel(), scaled[..., 0].ravel()),
