@@ -12,8 +12,8 @@ from experiments.phantom.data_set import DataSetSettings, find_episodes, write_d
 from vla_jax.errors import UserError
 from vla_jax.progress import progress_bar
 
-DESCRIPTION = """Simulates a needle inserted into a layered tissue phantom, guided by a scripted demonstrator, and writes
-the insertions as episodes: three views at 5 Hz, poses at 100 Hz, force and OCT A-scans at 650 Hz."""
+DESCRIPTION = """Simulates a needle inserted into a layered tissue phantom, guided by a scripted demonstrator, and
+writes the insertions as episodes: three views at 5 Hz, poses at 100 Hz, force and OCT A-scans at 650 Hz."""
 
 _MOST_WORKERS = 16
 
