@@ -1,22 +1,14 @@
-"""Places recorded streams on the control grid: which pose, picture and sensor row each control tick sees.
+"""The control grid: when an episode's ticks are, and which recorded row holds at each.
 
-Two alignments. `timestamp`: everything is the newest at or before the tick, so that a policy is never shown what
-it could not have known. `index`: the pairing of the PyTorch reference, by position in each array; pictures and
-sensor windows then drift against the poses, because they are recorded at other rates.
+Two alignments. `timestamp`: everything is the newest at or before the tick (`vla_jax.timing`), so that a policy is
+never shown what it could not have known. `index`: the pairing of the PyTorch reference, by position in each array;
+pictures and sensor windows then drift against the poses, because they are recorded at other rates.
 """
-
-import itertools
-from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 
-from vla_jax.recordings.recording import ACTION_DIM, GRIPPER, EpisodeError
-
-Alignment = Literal["timestamp", "index"]
-
-# Unix times in text carry microseconds, nominal ones are rounded; two stamps this close are one moment.
-TIME_RESOLUTION = 1e-5
+from vla_jax.recordings.findings import EpisodeError
+from vla_jax.timing import TIME_RESOLUTION, newest_at_or_before
 
 # Up to this ratio of pose rate to action rate the poses themselves are the ticks: a grid of its own beside a
 # stream of the same rate would take now none, now two of its poses.
@@ -29,16 +21,6 @@ MAX_UNEVEN_RATIO = 4.0
 
 NUM_GAP_TICKS = 5
 MIN_GAP_SECONDS = 0.5
-
-
-def wrap_degrees(angles: np.ndarray) -> np.ndarray:
-    """Returns angles wrapped to (−180, 180]; those that lie there keep their bits."""
-    return np.where((angles > -180.0) & (angles <= 180.0), angles, 180.0 - np.mod(180.0 - angles, 360.0))
-
-
-def newest_at_or_before(times: np.ndarray, moments: np.ndarray) -> np.ndarray:
-    """Returns, per moment, the index of the newest of the ascending `times` that is not later; −1 if none is."""
-    return np.searchsorted(times, moments + TIME_RESOLUTION, side="right") - 1
 
 
 def pose_rate(times: np.ndarray) -> float:
@@ -104,57 +86,8 @@ def index_ticks(num_poses: int, robot_hz: float, action_hz: float) -> np.ndarray
     return np.arange(max(0, num_poses - 1) // interval + 1) * interval
 
 
-def pose_deltas(poses: np.ndarray) -> np.ndarray:
-    """Returns the actions (n − 1, 7) f32 between successive poses (n, 6): mm, wrapped degrees, gripper 1."""
-    deltas = np.empty((max(0, len(poses) - 1), ACTION_DIM), np.float32)
-    difference = np.diff(poses, axis=0)
-    deltas[:, :3] = difference[:, :3]
-    deltas[:, 3:6] = wrap_degrees(difference[:, 3:])
-    deltas[:, 6] = GRIPPER
-    return deltas
-
-
-def check_angle_jumps(times: np.ndarray, poses: np.ndarray) -> None:
-    """Raises EpisodeError where an angle changes by more than an arm can turn between two poses.
-
-    The limit is 900 degrees per second, at least 20 and at most 120 degrees per row.
-    """
-    change = np.abs(wrap_degrees(np.diff(poses[:, 3:], axis=0)))
-    limit = np.clip(900.0 * np.diff(times), 20.0, 120.0)[:, None]
-    if (change > limit).any():
-        row, axis = np.argwhere(change > limit)[0]
-        raise EpisodeError(
-            f"pose_{'abr'[axis]} jumps by {change[row, axis]:.1f} degrees between rows {row + 1} and {row + 2} "
-            f"({int((change > limit).any(axis=1).sum())} such place(s))"
-        )
-
-
-def newest_sensor_rows(
-    ticks: np.ndarray, row_times: np.ndarray, segment_starts: Sequence[int], max_age: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns, per tick, where its sensor data begins and ends: rows [begin, end); −1, −1 where there is none.
-
-    A window must not reach across a gap, so that `begin` is the first row of the stretch that `end` lies in.
-
-    row_times: (R,) f64, ascending within each stretch. segment_starts: first row of each stretch.
-    max_age: seconds after which the newest row counts as lost.
-    """
-    begin = np.full(len(ticks), -1, np.int64)
-    end = np.full(len(ticks), -1, np.int64)
-    newest = np.full(len(ticks), -np.inf)
-    bounds = [*segment_starts, len(row_times)]
-    for start, stop in itertools.pairwise(bounds):
-        row = newest_at_or_before(row_times[start:stop], ticks)
-        age_time = np.where(row >= 0, row_times[start:stop][np.maximum(row, 0)], -np.inf)
-        better = (row >= 0) & (age_time >= newest) & (ticks - age_time <= max_age)
-        begin[better], end[better] = start, start + row[better] + 1
-        newest[better] = age_time[better]
-    return begin, end
-
-
-def chunk_rows(ticks: np.ndarray, last: np.ndarray, horizon: int) -> np.ndarray:
-    """Returns the tick rows (n, horizon) of each action chunk; the last delta of the episode is repeated.
-
-    ticks: (n,) rows; last: (n,) last row of each tick's episode.
-    """
-    return np.minimum(ticks[:, None] + np.arange(horizon), last[:, None])
+def begins_chunk(num_ticks: int, horizon: int) -> np.ndarray:
+    """Tells which ticks begin one of the action chunks that the reference shows: whole ones, and not the last."""
+    begins = np.arange(num_ticks) % horizon == 0
+    begins[(num_ticks - horizon) // horizon * horizon :] = False
+    return begins

@@ -1,6 +1,6 @@
 """Statistics of a data set: float64 moments merged over episodes, extremes, quantiles.
 
-Sums over a row of 1025 bins are taken in float32 around the episode's first value and then added in float64, so
+Sums over a row of depth bins are taken in float32 around the episode's first value and then added in float64, so
 that a large offset costs no precision. Quantiles of actions are exact; those of the sensor come from a histogram
 of every 8th row with 2⁻⁸ relative bin width.
 """
@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-
-from vla_jax.recordings.recording import NUM_CHANNELS
 
 QUANTILES = (0.001, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999)
 BLOCK_ROWS = 65
@@ -62,10 +60,12 @@ class SensorAccumulator:
         self._extremes = np.array([[np.inf, -np.inf]] * 2)
         self._histogram = np.zeros((2, NUM_BINS), np.int64)
         self._num_rows = 0
+        self._num_bins = 0
 
     def add(self, rows: np.ndarray) -> None:
-        """rows: (n, 1026) float16 or float32, finite."""
+        """rows: (n, C) float16 or float32, finite."""
         values = rows.astype(np.float32)
+        self._num_bins = values.shape[1] - 1
         if self._shift is None:
             self._shift = np.array([values[0, 0], values[0, 1:].mean()], np.float32)
         for group, part in enumerate((values[:, :1], values[:, 1:])):
@@ -94,7 +94,7 @@ class SensorAccumulator:
         rows_of = np.diff([*starts, len(sums)])
         block_sums = np.add.reduceat(sums, starts, axis=0)
         moments, centred = np.empty((2, 5)), np.empty((2, 2))
-        for group, width in enumerate((1, NUM_CHANNELS - 1)):
+        for group, width in enumerate((1, self._num_bins)):
             first, second = block_sums[:, 2 * group], block_sums[:, 2 * group + 1]
             count = rows_of * width
             within = np.maximum(second - first**2 / count, 0.0)
@@ -152,7 +152,7 @@ def sensor_statistics(merged: SensorMoments) -> dict[str, FeatureStatistics]:
 
 
 def action_statistics(actions: np.ndarray) -> FeatureStatistics:
-    """Returns the statistics of actions (n, 7), n >= 1, in float64."""
+    """Returns the statistics of actions (n, a), n >= 1, in float64."""
     actions = np.asarray(actions, np.float64)
     return FeatureStatistics(
         len(actions),

@@ -1,0 +1,156 @@
+"""Packs one recorded episode: reads and checks it, places what was recorded on the control ticks, and writes it."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from vla_jax.contracts.specs import SensorSpec
+from vla_jax.dataset.alignment import pose_rate
+from vla_jax.dataset.options import EpisodeOptions
+from vla_jax.dataset.packed_episode import SENSOR_FILE, EpisodeInfo, is_packed, write_packed
+from vla_jax.dataset.pictures import camera_instants, check_pictures
+from vla_jax.dataset.schema import Column
+from vla_jax.dataset.sensor_stream import write_stream
+from vla_jax.dataset.statistics import SensorMoments
+from vla_jax.dataset.tick_columns import make_grid, newest_pictures, no_ticks, tick_columns
+from vla_jax.recordings.discovery import EpisodeFolder
+from vla_jax.recordings.findings import EpisodeError, Finding
+from vla_jax.recordings.recording import Recording
+
+
+def packed_name(fingerprint: str, options: EpisodeOptions, columns: Sequence[Column] = ()) -> str:
+    """Returns the name of an episode's packed folder: a digest of all that decides it."""
+    text = json.dumps(
+        [fingerprint, options.to_json(), [column.to_json() for column in columns]], sort_keys=True
+    )
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def pack_episode(
+    episode: EpisodeFolder,
+    options: EpisodeOptions,
+    directory: Path,
+    fingerprint: str,
+    columns: Sequence[Column] = (),
+) -> list[Finding]:
+    """Reads and checks one episode and packs it into `directory`, unless it has a fault.
+
+    columns: the registered ones. Returns all that was found about the episode; the packed episode exists exactly if
+    none of it is a fault.
+    """
+    name = str(episode.path)
+    try:
+        recording = episode.reader.read(
+            episode.path, options.of_reader(episode.reader), with_sensor=options.sensor
+        )
+    except EpisodeError as error:
+        return [Finding(name, str(error))]
+    except OSError as error:
+        return [Finding(name, f"cannot be read ({error})")]
+    temporary = directory.with_name(f".{directory.name}.{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        info, arrays = _pack(recording, options, temporary / SENSOR_FILE, fingerprint, columns)
+        findings = [Finding(name, fault) for fault in recording.faults]
+        findings += [Finding(name, note, is_fault=False) for note in recording.notes]
+        if recording.faults:
+            return findings
+        write_packed(temporary, info, arrays)
+        try:
+            os.replace(temporary, directory)
+        except OSError:
+            # Left by a process that outlived a killed run, and complete, for packed episodes only ever appear whole.
+            if not is_packed(directory):
+                raise
+        return findings
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _pack(
+    recording: Recording,
+    options: EpisodeOptions,
+    sensor_path: Path,
+    fingerprint: str,
+    registered: Sequence[Column],
+) -> tuple[EpisodeInfo, dict[str, np.ndarray]]:
+    """Returns what is written; it means something only where the recording has no faults after it."""
+    with recording.collecting():
+        _select_views(recording, options.views)
+    views = sorted(recording.views)
+    pictures = check_pictures(recording.views)
+    recording.faults += pictures.faults
+    stream = None
+    if recording.sensor is not None:
+        with recording.collecting():
+            stream = write_stream(recording.sensor, sensor_path, np.dtype(options.sensor_dtype))
+            recording.notes.extend(stream.notes)
+    grid, newest, arrays = no_ticks(recording), np.empty((0, len(views)), np.int64), {}
+    if recording.times is None:
+        recording.notes.append("no poses: no actions, no samples")
+    else:
+        with recording.collecting():
+            grid = make_grid(recording, options)
+    with recording.collecting():
+        arrays |= tick_columns(recording, grid, options, stream, registered)
+        newest = newest_pictures(recording, grid, options)
+    if recording.times is not None and not views:
+        recording.notes.append("no images: nothing to export, no samples")
+    arrays["instant"], arrays["instant_images"] = camera_instants(
+        newest, [pictures.rows[view] for view in views]
+    )
+    moments = stream.moments if stream else SensorMoments.empty()
+    used = np.flatnonzero(moments.histogram.ravel())
+    arrays |= {
+        "image_digest": pictures.digests,
+        "image_time": pictures.times,
+        "moments": moments.moments,
+        "centred": moments.centred,
+        "histogram_bin": used.astype(np.uint16),
+        "histogram_count": moments.histogram.ravel()[used],
+    }
+    info = EpisodeInfo(
+        name=recording.name,
+        format=recording.format,
+        instruction=recording.instruction,
+        confidence=recording.confidence,
+        segments=[asdict(segment) for segment in recording.segments],
+        views=views,
+        images=list(pictures.locators),
+        images_per_view=[int((pictures.rows[view] >= 0).sum()) for view in views],
+        sensor_rows=len(stream.row_times) if stream else 0,
+        sensor_channels=recording.sensor.rows.channels if stream else SensorSpec().channels,
+        sensor_hz=recording.sensor.hz if recording.sensor else None,
+        pose_hz=_pose_hz(recording),
+        state_names=list(recording.state_names) if recording.state is not None else [],
+        action_names=list(recording.action_names),
+        action_units=list(recording.action_units),
+        in_whole_chunks=recording.in_whole_chunks,
+        fingerprint=fingerprint,
+        notes=recording.notes,
+    )
+    return info, arrays
+
+
+def _select_views(recording: Recording, wanted: tuple[str, ...] | None) -> None:
+    if wanted is None or not recording.views:
+        return
+    if not set(wanted) & set(recording.views):
+        raise EpisodeError(
+            f"none of the views {', '.join(wanted)} is there, only {', '.join(sorted(recording.views))}"
+        )
+    recording.views = {view: recording.views[view] for view in wanted if view in recording.views}
+
+
+def _pose_hz(recording: Recording) -> float | None:
+    """Returns the measured rate of the state; None without it, or where there are only actions."""
+    if recording.state is None or recording.times is None or len(recording.times) < 2:
+        return None
+    return round(pose_rate(recording.times), 3)
