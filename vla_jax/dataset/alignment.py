@@ -5,9 +5,16 @@ never shown what it could not have known. `index`: the pairing of the PyTorch re
 pictures and sensor windows then drift against the poses, because they are recorded at other rates.
 """
 
-import numpy as np
+from dataclasses import dataclass
 
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from vla_jax.dataset.options import EpisodeOptions
 from vla_jax.recordings.findings import EpisodeError
+from vla_jax.recordings.lab import POSE_NAMES, check_angle_jumps, pose_deltas
+from vla_jax.recordings.recorded_times import check_times
+from vla_jax.recordings.recording import Recording
 from vla_jax.timing import TIME_RESOLUTION, newest_at_or_before
 
 # Up to this ratio of pose rate to action rate the poses themselves are the ticks: a grid of its own beside a
@@ -15,12 +22,100 @@ from vla_jax.timing import TIME_RESOLUTION, newest_at_or_before
 OWN_GRID_RATIO = 1.2
 # A recording at nominally 5 Hz may be a little slower.
 RATE_TOLERANCE = 0.9
+# Nominal rates further apart than this are different rates.
+NOMINAL_RATE_TOLERANCE = 0.1
 
 # From here on the unevenness is below a quarter of a delta.
 MAX_UNEVEN_RATIO = 4.0
 
 NUM_GAP_TICKS = 5
 MIN_GAP_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Grid:
+    """An episode's control ticks. rows: the recorded row at each; is_sample: those that may be shown in training.
+
+    state_hz: measured rate of the recorded state, None without.
+    """
+
+    ticks: Float[np.ndarray, " n"]
+    rows: Int[np.ndarray, " n"]
+    state: Float[np.ndarray, "n p"]
+    actions: Float[np.ndarray, "n a"]
+    is_sample: Bool[np.ndarray, " n"]
+    state_hz: float | None = None
+
+
+def no_ticks(recording: Recording) -> Grid:
+    """Returns the grid of an episode in which nothing moved."""
+    none = np.empty(0)
+    return Grid(
+        none,
+        none.astype(np.int64),
+        np.empty((0, len(recording.state_names))),
+        np.empty((0, len(recording.action_names)), np.float32),
+        none.astype(bool),
+    )
+
+
+def make_grid(recording: Recording, options: EpisodeOptions) -> Grid:
+    """Returns the control ticks of an episode that moved; each has an action.
+
+    Raises:
+        EpisodeError: poses or actions have another rate, stop, jump, or are too few.
+    """
+    if recording.actions is not None:
+        return _recorded_actions(recording, options)
+    if recording.state is None or recording.state_names != POSE_NAMES:
+        raise EpisodeError("neither actions nor the poses of an arm were recorded")
+    times, poses = recording.times, recording.state
+    if len(times) < 2:
+        raise EpisodeError("a single pose: at least two are needed for an action")
+    check_angle_jumps(times, poses)
+    if options.alignment == "index":
+        rows = index_ticks(len(times), recording.rate_hz, options.action_hz)
+        ticks = times[rows]
+    else:
+        ticks, rows = control_ticks(times, options.action_hz)
+        recording.notes += uneven_rate_notes(times, options.action_hz)
+    if len(ticks) < 2:
+        raise EpisodeError(
+            f"{times[-1] - times[0]:.3g} s of poses are shorter than one action at {options.action_hz:g} Hz"
+        )
+    deltas = pose_deltas(poses[rows])
+    ticks, rows = ticks[:-1], rows[:-1]
+    is_sample = np.ones(len(ticks), bool)
+    if options.alignment == "index":
+        interval = int(rows[1]) if len(rows) > 1 else 1
+        # The reference asks for one whole interval more than an action needs.
+        is_sample = np.arange(len(ticks)) < (len(times) - interval) // interval
+    return Grid(ticks, rows, poses[rows], deltas, is_sample, round(pose_rate(times), 3))
+
+
+def _recorded_actions(recording: Recording, options: EpisodeOptions) -> Grid:
+    """Each recorded action is a tick."""
+    times, actions, rate = recording.times, recording.actions, recording.rate_hz
+    check_times(times, "actions")
+    if abs(rate / options.action_hz - 1) > NOMINAL_RATE_TOLERANCE:
+        raise EpisodeError(
+            f"actions are recorded at {rate:g} Hz, not at {options.action_hz:g} Hz; use --action-hz {rate:g}"
+        )
+    if actions.shape != (len(times), len(recording.action_names)) or not np.isfinite(actions).all():
+        raise EpisodeError(
+            f"actions of shape {actions.shape} at {len(times)} times, expected finite numbers "
+            f"(n, {len(recording.action_names)})"
+        )
+    state, state_hz = recording.state, None
+    if state is None:
+        state = np.full((len(times), len(recording.state_names)), np.nan)
+    elif len(times) > 1:
+        state_hz = round(pose_rate(times), 3)
+    if state.shape != (len(times), len(recording.state_names)):
+        raise EpisodeError(
+            f"state of shape {state.shape} at {len(times)} times, expected (n, {len(recording.state_names)})"
+        )
+    return Grid(times, np.arange(len(times)), state, actions, np.ones(len(times), bool), state_hz)
 
 
 def pose_rate(times: np.ndarray) -> float:

@@ -1,35 +1,75 @@
-"""Packs one recorded episode: reads and checks it, places what was recorded on the control ticks, and writes it."""
+"""Packs recorded episodes, each by itself: reads and checks it, places it on the control ticks, and writes it."""
 
-import hashlib
-import json
+import multiprocessing
+import multiprocessing.connection
 import os
 import shutil
+import threading
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from vla_jax.contracts.specs import SensorSpec
-from vla_jax.dataset.alignment import pose_rate
+from vla_jax.dataset.alignment import make_grid, no_ticks
 from vla_jax.dataset.options import EpisodeOptions
-from vla_jax.dataset.packed_episode import SENSOR_FILE, EpisodeInfo, is_packed, write_packed
+from vla_jax.dataset.packed_episode import INFO_FILE, SENSOR_FILE, EpisodeInfo, write_packed
 from vla_jax.dataset.pictures import camera_instants, check_pictures
 from vla_jax.dataset.schema import Column
 from vla_jax.dataset.sensor_stream import write_stream
 from vla_jax.dataset.statistics import SensorMoments
-from vla_jax.dataset.tick_columns import make_grid, newest_pictures, no_ticks, tick_columns
+from vla_jax.dataset.tick_columns import tick_columns
+from vla_jax.errors import UserError
+from vla_jax.progress import progress_bar
 from vla_jax.recordings.discovery import EpisodeFolder
 from vla_jax.recordings.findings import EpisodeError, Finding
 from vla_jax.recordings.recording import Recording
 
 
-def packed_name(fingerprint: str, options: EpisodeOptions, columns: Sequence[Column] = ()) -> str:
-    """Returns the name of an episode's packed folder: a digest of all that decides it."""
-    text = json.dumps(
-        [fingerprint, options.to_json(), [column.to_json() for column in columns]], sort_keys=True
-    )
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+def pack_episodes(jobs: Sequence[tuple[Any, ...]], num_workers: int) -> list[Finding]:
+    """Calls `pack_episode` with the arguments of each job and returns all findings.
+
+    Raises:
+        UserError: a process was killed.
+    """
+    findings: list[Finding] = []
+    with progress_bar(total=len(jobs), desc="prepare", unit="episode", disable=not jobs) as bar:
+        if num_workers == 1 or len(jobs) < 4:
+            for job in jobs:
+                findings += pack_episode(*job)
+                bar.update()
+            return findings
+        # Fresh processes: a fork would copy the threads' locks of whatever library is loaded here.
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(
+            min(num_workers, len(jobs)), mp_context=context, initializer=_end_with_parent
+        ) as pool:
+            futures = [pool.submit(pack_episode, *job) for job in jobs]
+            try:
+                for future in as_completed(futures):
+                    findings += future.result()
+                    bar.update()
+            except BrokenProcessPool as error:
+                raise UserError(
+                    "a process that reads episodes was killed, perhaps for want of memory; try --workers 1"
+                ) from error
+            finally:
+                pool.shutdown(cancel_futures=True)
+    return findings
+
+
+def _end_with_parent() -> None:
+    """Makes this process end when the one that started it is killed, which the pool does not do by itself."""
+
+    def watch() -> None:
+        multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def pack_episode(
@@ -67,7 +107,7 @@ def pack_episode(
             os.replace(temporary, directory)
         except OSError:
             # Left by a process that outlived a killed run, and complete, for packed episodes only ever appear whole.
-            if not is_packed(directory):
+            if not (directory / INFO_FILE).is_file():
                 raise
         return findings
     finally:
@@ -92,7 +132,7 @@ def _pack(
         with recording.collecting():
             stream = write_stream(recording.sensor, sensor_path, np.dtype(options.sensor_dtype))
             recording.notes.extend(stream.notes)
-    grid, newest, arrays = no_ticks(recording), np.empty((0, len(views)), np.int64), {}
+    grid, arrays = no_ticks(recording), {}
     if recording.times is None:
         recording.notes.append("no poses: no actions, no samples")
     else:
@@ -100,12 +140,11 @@ def _pack(
             grid = make_grid(recording, options)
     with recording.collecting():
         arrays |= tick_columns(recording, grid, options, stream, registered)
-        newest = newest_pictures(recording, grid, options)
+        arrays["instant"], arrays["instant_images"] = camera_instants(
+            recording, pictures, grid, options.alignment == "index"
+        )
     if recording.times is not None and not views:
         recording.notes.append("no images: nothing to export, no samples")
-    arrays["instant"], arrays["instant_images"] = camera_instants(
-        newest, [pictures.rows[view] for view in views]
-    )
     moments = stream.moments if stream else SensorMoments.empty()
     used = np.flatnonzero(moments.histogram.ravel())
     arrays |= {
@@ -128,7 +167,7 @@ def _pack(
         sensor_rows=len(stream.row_times) if stream else 0,
         sensor_channels=recording.sensor.rows.channels if stream else SensorSpec().channels,
         sensor_hz=recording.sensor.hz if recording.sensor else None,
-        pose_hz=_pose_hz(recording),
+        pose_hz=grid.state_hz,
         state_names=list(recording.state_names) if recording.state is not None else [],
         action_names=list(recording.action_names),
         action_units=list(recording.action_units),
@@ -147,10 +186,3 @@ def _select_views(recording: Recording, wanted: tuple[str, ...] | None) -> None:
             f"none of the views {', '.join(wanted)} is there, only {', '.join(sorted(recording.views))}"
         )
     recording.views = {view: recording.views[view] for view in wanted if view in recording.views}
-
-
-def _pose_hz(recording: Recording) -> float | None:
-    """Returns the measured rate of the state; None without it, or where there are only actions."""
-    if recording.state is None or recording.times is None or len(recording.times) < 2:
-        return None
-    return round(pose_rate(recording.times), 3)

@@ -21,15 +21,7 @@ from vla_jax.dataset.packed_dataset import FORMAT_VERSION, INDEX_FILE, PackedDat
 from vla_jax.dataset.packed_episode import EpisodeInfo, PackedEpisode
 from vla_jax.dataset.schema import COLUMNS, Column
 from vla_jax.dataset.split import assign_splits
-from vla_jax.dataset.statistics import (
-    NUM_BINS,
-    SensorMoments,
-    action_statistics,
-    merge_moments,
-    sensor_statistics,
-    statistics_from_json,
-    statistics_to_json,
-)
+from vla_jax.dataset.statistics import SensorMoments, statistics_from_json, write_statistics
 from vla_jax.dataset.texts import pack_texts, unpack_texts
 from vla_jax.errors import UserError
 from vla_jax.recordings.discovery import EpisodeFolder
@@ -37,12 +29,13 @@ from vla_jax.storage.config_json import to_json
 from vla_jax.storage.replacing import replace_text
 from vla_jax.timing import refresh_ticks
 
+MOMENTS = ("moments", "centred", "histogram_bin", "histogram_count")
 # What an episode's entry in `episodes.json` takes over from its description.
 ENTRY_FIELDS = tuple(field.name for field in dataclasses.fields(EpisodeInfo) if field.name != "images")
 
 
 @dataclass(frozen=True)
-class Member:
+class JoinedEpisode:
     """An episode that is to be in the data set.
 
     prompt: in place of the recorded one, unless None. weight: how often training draws its samples.
@@ -56,7 +49,7 @@ class Member:
 
 def join(
     out: Path,
-    members: Sequence[Member],
+    members: Sequence[JoinedEpisode],
     options: PrepareOptions,
     columns: Sequence[Column],
     current: str | None,
@@ -96,9 +89,9 @@ def join(
         building.mkdir()
         _write_columns(building, episodes, entries, (*COLUMNS, *columns), meta["views"], options)
         write_joined_stream(building / "sensor.npy", episodes, np.dtype(options.episode.sensor_dtype))
-        _write_statistics(
-            building, [e for e, split in zip(episodes, splits, strict=True) if split == "train"]
-        )
+        train = [episode.arrays for episode, split in zip(episodes, splits, strict=True) if split == "train"]
+        moments = [SensorMoments.from_bins(*(arrays[name] for name in MOMENTS)) for arrays in train]
+        write_statistics(building / "statistics.json", moments, [arrays["delta"] for arrays in train])
         (building / "episodes.json").write_text(json.dumps(entries, indent=1), encoding="utf-8")
         os.replace(building, content)
     statistics = statistics_from_json(json.loads((content / "statistics.json").read_text(encoding="utf-8")))
@@ -109,14 +102,14 @@ def join(
             shutil.rmtree(old)
 
 
-def _check_alike(members: Sequence[Member]) -> None:
+def _check_alike(members: Sequence[JoinedEpisode]) -> None:
     """Raises UserError where two episodes cannot be in one data set, naming both and what they have."""
     for what, fields, applies in (
         ("actions", ("action_names", "action_units"), lambda info: True),
         ("states", ("state_names",), lambda info: info.state_names),
         ("sensor channels", ("sensor_channels",), lambda info: info.sensor_rows),
     ):
-        first: tuple[Member, list[Any]] | None = None
+        first: tuple[JoinedEpisode, list[Any]] | None = None
         for member in members:
             if not applies(member.packed.info):
                 continue
@@ -149,7 +142,7 @@ def _meta(episodes: Sequence[PackedEpisode], options: PrepareOptions) -> dict[st
     }
 
 
-def _entries(out: Path, members: Sequence[Member], splits: Sequence[str]) -> list[dict[str, Any]]:
+def _entries(out: Path, members: Sequence[JoinedEpisode], splits: Sequence[str]) -> list[dict[str, Any]]:
     entries = []
     ends = {"tick": 0, "sensor": 0, "instant": 0, "image": 0}
     for member, split in zip(members, splits, strict=True):
@@ -260,19 +253,3 @@ def cut_out(dataset: PackedDataset, number: int) -> PackedEpisode:
     file = dataset.content / "sensor.npy"
     header = file.stat().st_size - dataset.sensor.nbytes
     return PackedEpisode(info, arrays, file, header + entry["sensor_start"] * dataset.sensor[:1].nbytes)
-
-
-def _write_statistics(folder: Path, train: Sequence[PackedEpisode]) -> None:
-    statistics = sensor_statistics(merge_moments(map(_moments, train)))
-    actions = [episode.arrays["delta"] for episode in train if len(episode.arrays["delta"])]
-    if actions:
-        statistics["actions"] = action_statistics(np.concatenate(actions))
-    text = json.dumps(statistics_to_json(statistics), indent=1)
-    (folder / "statistics.json").write_text(text, encoding="utf-8")
-
-
-def _moments(episode: PackedEpisode) -> SensorMoments:
-    arrays = episode.arrays
-    histogram = np.zeros(2 * NUM_BINS, np.int64)
-    histogram[arrays["histogram_bin"]] = arrays["histogram_count"]
-    return SensorMoments(arrays["moments"], arrays["centred"], histogram.reshape(2, NUM_BINS))

@@ -1,11 +1,14 @@
 """What `prepare` is told: settings that decide a packed episode, and those of the whole data set."""
 
+import hashlib
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from vla_jax.contracts.specs import LAB_ACTIONS, Alignment
+from vla_jax.dataset.schema import Column
 from vla_jax.errors import UserError
 from vla_jax.recordings.reader import EpisodeReader
 from vla_jax.recordings.registry import reader_of
@@ -43,6 +46,13 @@ class EpisodeOptions:
             "readers": {kind: asdict(chosen) for kind, chosen in given.items()},
             "version": EPISODE_VERSION,
         }
+
+    def name_of(self, fingerprint: str, columns: Sequence[Column]) -> str:
+        """Returns the name of an episode that is packed with these options and registered columns."""
+        text = json.dumps(
+            [fingerprint, self.to_json(), [column.to_json() for column in columns]], sort_keys=True
+        )
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 @dataclass(frozen=True)

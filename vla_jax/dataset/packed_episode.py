@@ -59,19 +59,16 @@ class PackedEpisode:
     sensor_offset: int = 0
 
 
-def is_packed(directory: Path) -> bool:
-    """Tells whether a packed episode lies there."""
-    return (directory / INFO_FILE).is_file()
-
-
 def write_packed(directory: Path, info: EpisodeInfo, arrays: dict[str, np.ndarray]) -> None:
     """Writes a packed episode's columns and description beside its sensor rows."""
     np.savez(directory / ARRAYS_FILE, **arrays)
     (directory / INFO_FILE).write_text(json.dumps(asdict(info)), encoding="utf-8")
 
 
-def load_packed(directory: Path) -> PackedEpisode:
-    """Reads what `write_packed` wrote."""
+def load_packed(directory: Path) -> PackedEpisode | None:
+    """Reads what `write_packed` wrote; None where there is nothing, or nothing complete."""
+    if not (directory / INFO_FILE).is_file():
+        return None
     info = EpisodeInfo(**json.loads((directory / INFO_FILE).read_text(encoding="utf-8")))
     with np.load(directory / ARRAYS_FILE, allow_pickle=False) as stored:
         arrays = {name: stored[name] for name in stored.files}

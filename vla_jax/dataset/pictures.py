@@ -4,11 +4,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float64, Int, Int32, UInt8
+from jaxtyping import Float64, Int32, UInt8
 
 from feature_cache.keys import image_digest
+from vla_jax.dataset.alignment import Grid
 from vla_jax.recordings.findings import EpisodeError
-from vla_jax.recordings.frame import Frame, check_frame
+from vla_jax.recordings.frame import Frame, check_frame, frame_times
+from vla_jax.recordings.recording import Recording
+from vla_jax.timing import newest_at_or_before
 
 MAX_PICTURE_AGE_SECONDS = 2.0
 MAX_LISTED_FAULTS = 5
@@ -18,7 +21,7 @@ MAX_LISTED_FAULTS = 5
 class PictureTable:
     """An episode's readable pictures, view after view.
 
-    rows: view → row of each of its frames, −1 where the picture is missing. faults: what could not be read.
+    rows: view, sorted → row of each of its frames, −1 where the picture is missing. faults: what could not be read.
     """
 
     locators: tuple[str, ...]
@@ -54,17 +57,22 @@ def check_pictures(views: Mapping[str, Sequence[Frame]]) -> PictureTable:
 
 
 def camera_instants(
-    newest: Int[np.ndarray, "n views"], rows: Sequence[Int32[np.ndarray, " frames"]]
+    recording: Recording, table: PictureTable, grid: Grid, by_index: bool
 ) -> tuple[Int32[np.ndarray, " n"], Int32[np.ndarray, "i views"]]:
     """Returns the camera instant of each tick, −1 without pictures, and each instant's rows of the picture table.
 
-    newest: position of each tick's picture among its view's frames, −1 before the first.
-    rows: per view, the row of the picture table of each frame.
+    An instant is a set of pictures that ticks see together: each view's newest at or before the tick, or with
+    `by_index` the one that has the number of the tick's recorded row. Long gaps are noted in the recording.
     """
-    seen = np.full(newest.shape, -1, np.int32)
-    for column, of_view in enumerate(rows):
-        position = newest[:, column]
-        seen[:, column] = np.where(position >= 0, of_view[position], -1)
+    seen = np.full((len(grid.ticks), len(table.rows)), -1, np.int32)
+    for column, (view, rows) in enumerate(table.rows.items()):
+        times = frame_times(recording.views[view])
+        if by_index:
+            newest = np.minimum(grid.rows, len(times) - 1)
+        else:
+            newest = newest_at_or_before(times, grid.ticks)
+            recording.notes += _gap_notes(view, times, newest, grid.ticks)
+        seen[:, column] = np.where(newest >= 0, rows[newest], -1)
     present = (seen >= 0).any(axis=1)
     instant = np.full(len(seen), -1, np.int32)
     if not present.any():
@@ -76,9 +84,11 @@ def camera_instants(
     return instant, seen[starts]
 
 
-def picture_gap_notes(view: str, times: np.ndarray, newest: np.ndarray, ticks: np.ndarray) -> list[str]:
+def _gap_notes(view: str, times: np.ndarray, newest: np.ndarray, ticks: np.ndarray) -> list[str]:
     """Returns remarks on where a view has no picture for long: before its first, between two, after its last."""
-    notes = []
+    notes: list[str] = []
+    if not len(ticks):
+        return notes
     before = min(times[0], ticks[-1]) - ticks[0]
     if before > MAX_PICTURE_AGE_SECONDS:
         notes.append(f"{view} begins {before:.1f} s after the poses; the ticks before do not see it")

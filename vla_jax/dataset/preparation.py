@@ -14,12 +14,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from vla_jax.dataset.episode_packing import packed_name
-from vla_jax.dataset.joining import Member, cut_out, join
+from vla_jax.dataset.episode_packing import pack_episodes
+from vla_jax.dataset.joining import JoinedEpisode, cut_out, join
 from vla_jax.dataset.options import PrepareOptions
 from vla_jax.dataset.packed_dataset import INDEX_FILE, PackedDataset
-from vla_jax.dataset.packed_episode import PackedEpisode, is_packed, load_packed
-from vla_jax.dataset.packing_pool import pack_episodes
+from vla_jax.dataset.packed_episode import INFO_FILE, PackedEpisode, load_packed
 from vla_jax.dataset.schema import Column, registered_columns
 from vla_jax.errors import UserError
 from vla_jax.recordings.discovery import choose_by_label, find_episodes
@@ -73,20 +72,20 @@ def prepare(sources: Sequence[str], out: str | Path, options: PrepareOptions) ->
         current = _open_current(out)
         known = _known_episodes(current, options, columns)
         fingerprints = [episode.reader.fingerprint(episode.path) for episode in episodes]
-        places = [out / BUILDING / packed_name(digest, options.episode, columns) for digest in fingerprints]
+        places = [out / BUILDING / options.episode.name_of(digest, columns) for digest in fingerprints]
         jobs = [
             (episode, options.episode, place, digest, columns)
             for episode, place, digest in zip(episodes, places, fingerprints, strict=True)
-            if digest not in known and not is_packed(place)
+            if digest not in known and not (place / INFO_FILE).is_file()
         ]
         findings = pack_episodes(jobs, options.num_workers)
         members, told = [], {finding.episode for finding in findings}
         for i, episode in enumerate(episodes):
-            packed = known.get(fingerprints[i]) or (load_packed(places[i]) if is_packed(places[i]) else None)
+            packed = known.get(fingerprints[i]) or load_packed(places[i])
             if packed is None:
                 continue
             weight = 1.0 if weights[i] is None else weights[i]
-            members.append(Member(episode, packed, prompts[i] or options.instruction, weight))
+            members.append(JoinedEpisode(episode, packed, prompts[i] or options.instruction, weight))
             if str(episode.path) not in told:
                 findings += [Finding(str(episode.path), note, False) for note in packed.info.notes]
         _refuse_faults(findings, len(episodes), options.strict)

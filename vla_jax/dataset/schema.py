@@ -39,6 +39,9 @@ class Column:
     """Whether batches carry it (`Batch.columns`). Registered columns only."""
 
     def __post_init__(self) -> None:
+        if not self.name.isidentifier():
+            # It is a file's name too, and data sets come from other machines.
+            raise ValueError(f"{self.name!r} is no name for a column")
         if self.fill is not None and np.isnan(self.fill):
             object.__setattr__(self, "fill", None)  # NaN differs from itself, and columns are compared.
 
@@ -51,8 +54,9 @@ class Column:
     def aligned(self, times: np.ndarray, values: np.ndarray, ticks: np.ndarray) -> np.ndarray:
         """Returns the newest of recorded values at or before each tick, as (n, *shape). Raises ValueError: no fit."""
         if values.shape[1:] != self.shape or len(values) != len(times):
+            expected = ", ".join(["m", *map(str, self.shape)])
             raise ValueError(
-                f"stream {self.name}: values of shape {values.shape} at {len(times)} times, expected (m, *{self.shape})"
+                f"stream {self.name}: values of shape {values.shape} at {len(times)} times, expected ({expected})"
             )
         newest = newest_at_or_before(times, ticks)
         found = self.unknown(len(ticks))
@@ -108,11 +112,11 @@ def register_column(column: Column) -> None:
     """Adds a column to the data sets that are prepared from now on.
 
     Raises:
-        ValueError: its name is taken or no identifier, it is not per tick, its shape is not known, or it is of whole
+        ValueError: its name is taken, it is not per tick, its shape is not known, or it is of whole
             numbers and says no `fill`.
     """
-    if not column.name.isidentifier() or column.name in {*_REGISTERED, *(known.name for known in COLUMNS)}:
-        raise ValueError(f"{column.name!r} is taken, or no name for a column")
+    if column.name in {*_REGISTERED, *(known.name for known in COLUMNS)}:
+        raise ValueError(f"there is a column {column.name!r} already")
     if column.per != "tick" or column.counts or column.on_joining or not _is_known(column.shape):
         raise ValueError(f"column {column.name}: only columns of known shape, one row per tick, can be added")
     if column.fill is None and np.dtype(column.dtype).kind != "f":

@@ -5,8 +5,10 @@ that a large offset costs no precision. Quantiles of actions are exact; those of
 of every 8th row with 2⁻⁸ relative bin width.
 """
 
-from collections.abc import Iterable, Mapping
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -42,6 +44,15 @@ class SensorMoments:
     moments: np.ndarray
     centred: np.ndarray
     histogram: np.ndarray
+
+    @classmethod
+    def from_bins(
+        cls, moments: np.ndarray, centred: np.ndarray, bins: np.ndarray, counts: np.ndarray
+    ) -> "SensorMoments":
+        """Builds moments from a histogram's occupied bins, numbered through both rows, and their counts."""
+        histogram = np.zeros(2 * NUM_BINS, np.int64)
+        histogram[bins] = counts
+        return cls(moments, centred, histogram.reshape(2, NUM_BINS))
 
     @classmethod
     def empty(cls) -> "SensorMoments":
@@ -162,6 +173,18 @@ def action_statistics(actions: np.ndarray) -> FeatureStatistics:
         actions.max(axis=0),
         dict(zip(QUANTILES, np.quantile(actions, QUANTILES, axis=0), strict=True)),
     )
+
+
+def write_statistics(path: Path, moments: Iterable[SensorMoments], actions: Sequence[np.ndarray]) -> None:
+    """Writes the statistics of the given episodes as JSON: of their sensor, and of "actions" if there are any.
+
+    actions: (n, a) of each episode.
+    """
+    statistics = sensor_statistics(merge_moments(moments))
+    actions = [of_episode for of_episode in actions if len(of_episode)]
+    if actions:
+        statistics["actions"] = action_statistics(np.concatenate(actions))
+    path.write_text(json.dumps(statistics_to_json(statistics), indent=1), encoding="utf-8")
 
 
 def _histogram_quantiles(histogram: np.ndarray) -> dict[float, float]:

@@ -1,6 +1,7 @@
 """A recorded picture, wherever its bytes lie: a file, a frame of a video, a message of a log."""
 
 import io
+import os
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from vla_jax.recordings.findings import EpisodeError
-from vla_jax.recordings.recorded_times import check_times, time_in_name
+from vla_jax.recordings.recorded_times import check_times
 from vla_jax.recordings.untrusted_files import check_ordinary
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -71,6 +72,18 @@ def frames_in(folder: Path, below: str) -> tuple[Frame, ...]:
     stamped = sorted((time_in_name(f"{below}/{name}"), f"{below}/{name}") for name in names)
     check_times(np.array([time for time, _ in stamped]), f"{below} (times in the file names)")
     return tuple(Frame(folder, path, time) for time, path in stamped)
+
+
+def time_in_name(name: str) -> float:
+    """Returns the unix time at the end of a picture's file name. Raises EpisodeError if there is none."""
+    stem = os.path.basename(name).rsplit(".", 1)[0]
+    try:
+        time = float(stem.rsplit("_", 1)[-1])
+    except ValueError as error:
+        raise EpisodeError(f"{name}: the file name does not end in a unix time") from error
+    if not np.isfinite(time):
+        raise EpisodeError(f"{name}: the file name does not end in a unix time")
+    return time
 
 
 def check_frame(frame: Frame) -> bytes:

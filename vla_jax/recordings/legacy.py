@@ -9,10 +9,9 @@ import numpy as np
 
 from vla_jax.contracts.specs import LAB_ACTIONS
 from vla_jax.recordings.findings import EpisodeError
-from vla_jax.recordings.frame import Frame
+from vla_jax.recordings.frame import Frame, time_in_name
 from vla_jax.recordings.lab import NUM_CHANNELS, POSE_NAMES, task_instruction
 from vla_jax.recordings.reader import EpisodeReader
-from vla_jax.recordings.recorded_times import time_in_name
 from vla_jax.recordings.recording import Recording
 from vla_jax.recordings.restricted_pickle import read_pickle
 from vla_jax.recordings.sensor_rows import ArrayRows, SensorRecording

@@ -1,6 +1,4 @@
-"""Time stamps as recordings carry them: in arrays, and at the end of pictures' file names."""
-
-import os
+"""Time stamps as recordings carry them."""
 
 import numpy as np
 
@@ -21,15 +19,3 @@ def check_times(times: np.ndarray, what: str) -> None:
             f"{what}: times must ascend, but time {row + 1} {kind}{amount} "
             f"({int((steps <= 0).sum())} such place(s))"
         )
-
-
-def time_in_name(name: str) -> float:
-    """Returns the unix time at the end of a picture's file name. Raises EpisodeError if there is none."""
-    stem = os.path.basename(name).rsplit(".", 1)[0]
-    try:
-        time = float(stem.rsplit("_", 1)[-1])
-    except ValueError as error:
-        raise EpisodeError(f"{name}: the file name does not end in a unix time") from error
-    if not np.isfinite(time):
-        raise EpisodeError(f"{name}: the file name does not end in a unix time")
-    return time

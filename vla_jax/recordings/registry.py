@@ -13,11 +13,17 @@ _READERS: dict[str, EpisodeReader] = {
 }
 
 
-def register_reader(reader: EpisodeReader) -> None:
-    """Adds a reader, asked after those before it. Raises ValueError if its kind is taken."""
+def register_reader(reader: EpisodeReader, *, before: str | None = None) -> None:
+    """Adds a reader, asked after all others, or `before` the one of that kind. Raises ValueError if its kind is taken.
+
+    The processes that `prepare` starts are handed the reader; only this process must have registered it.
+    """
     if reader.kind in _READERS:
         raise ValueError(f"there is a reader of {reader.kind!r} episodes already")
-    _READERS[reader.kind] = reader
+    others = list(_READERS.values())
+    place = len(others) if before is None else list(_READERS).index(before)
+    _READERS.clear()
+    _READERS.update({each.kind: each for each in (*others[:place], reader, *others[place:])})
 
 
 def unregister_reader(kind: str) -> None:

@@ -182,7 +182,7 @@ def test_a_run_killed_while_joining_leaves_the_old_set_and_completes_later(sourc
     def killed(*args):
         raise KeyboardInterrupt
 
-    for step in ("_write_statistics", "write_joined_stream"):
+    for step in ("write_statistics", "write_joined_stream"):
         with monkeypatch.context() as patch:
             patch.setattr(joining, step, killed)
             with pytest.raises(KeyboardInterrupt):
