@@ -15,17 +15,16 @@ import numpy as np
 from vla_jax.contracts.specs import SensorSpec
 from vla_jax.dataset.alignment import begins_chunk
 from vla_jax.dataset.joined_stream import write_joined_stream
-from vla_jax.dataset.meaning import data_spec
+from vla_jax.dataset.meaning import spec_to_json
 from vla_jax.dataset.options import PrepareOptions
 from vla_jax.dataset.packed_dataset import FORMAT_VERSION, INDEX_FILE, PackedDataset
 from vla_jax.dataset.packed_episode import EpisodeInfo, PackedEpisode
 from vla_jax.dataset.schema import COLUMNS, Column
 from vla_jax.dataset.split import assign_splits
-from vla_jax.dataset.statistics import SensorMoments, statistics_from_json, write_statistics
+from vla_jax.dataset.statistics import SensorMoments, write_statistics
 from vla_jax.dataset.texts import pack_texts, unpack_texts
 from vla_jax.errors import UserError
 from vla_jax.recordings.discovery import EpisodeFolder
-from vla_jax.storage.config_json import to_json
 from vla_jax.storage.replacing import replace_text
 from vla_jax.timing import refresh_ticks
 
@@ -94,8 +93,8 @@ def join(
         write_statistics(building / "statistics.json", moments, [arrays["delta"] for arrays in train])
         (building / "episodes.json").write_text(json.dumps(entries, indent=1), encoding="utf-8")
         os.replace(building, content)
-    statistics = statistics_from_json(json.loads((content / "statistics.json").read_text(encoding="utf-8")))
-    index["spec"] = json.loads(to_json(data_spec(meta, entries, statistics)))
+    statistics = json.loads((content / "statistics.json").read_text(encoding="utf-8"))
+    index["spec"] = spec_to_json(meta, entries, statistics)
     replace_text(out / INDEX_FILE, json.dumps(index, indent=2))
     for old in out.glob("content-*"):
         if old != content:

@@ -26,8 +26,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from vla_jax.contracts.specs import Alignment, DataSpec
-from vla_jax.dataset.meaning import data_spec
+from vla_jax.contracts.specs import Alignment
+from vla_jax.dataset.meaning import spec_from_json, spec_to_json
 from vla_jax.dataset.records import Records, VLRecord
 from vla_jax.dataset.schema import COLUMNS, Column
 from vla_jax.dataset.statistics import FeatureStatistics, statistics_from_json
@@ -35,7 +35,6 @@ from vla_jax.dataset.upgrade import OLD_VERSION, upgraded_entries, upgraded_inde
 from vla_jax.errors import UserError
 from vla_jax.recordings.recording import Segment
 from vla_jax.recordings.registry import reader_of
-from vla_jax.storage.config_json import from_json, to_json
 from vla_jax.timing import chunk_rows, is_whole_window, window_rows
 
 FORMAT_VERSION = 3
@@ -127,7 +126,7 @@ class PackedDataset:
         self.content = path / index["content"]
         self.index = index
         self.meta = PackedMeta(**{**index["meta"], "views": tuple(index["meta"]["views"])})
-        self.spec = from_json(DataSpec, json.dumps(index["spec"]), source=str(path / INDEX_FILE))
+        self.spec = spec_from_json(index["spec"], str(path / INDEX_FILE))
         self.raw_episodes = entries
         self.episodes: tuple[EpisodeEntry, ...] = tuple(map(_episode_entry, entries))
         self.statistics: dict[str, FeatureStatistics] = statistics_from_json(statistics)
@@ -172,8 +171,7 @@ class PackedDataset:
             statistics = _read_json(content / "statistics.json")
             if version == OLD_VERSION:
                 index, entries = upgraded_index(index, FORMAT_VERSION), upgraded_entries(entries)
-                spec = data_spec(index["meta"], entries, statistics_from_json(statistics))
-                index["spec"] = json.loads(to_json(spec))
+                index["spec"] = spec_to_json(index["meta"], entries, statistics)
             return cls(path, index, entries, statistics)
         except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
             raise UserError(f"{path}: damaged data set ({error}); run prepare again") from error

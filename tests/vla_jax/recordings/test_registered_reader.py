@@ -224,3 +224,58 @@ def test_without_its_reader_a_data_set_opens_and_names_it(logs, tmp_path):
         assert json.loads((tmp_path / "data" / "dataset.json").read_text())["spec"]["views"] == list(CAMERAS)
     finally:
         register_reader(LogReader())
+
+
+class BookReader(LogReader):
+    """Several logs in one folder, as one archive each: an episode's path is made up."""
+
+    kind = "book"
+    told_by = "book/"
+
+    def recognises(self, names):
+        return "book/" in names
+
+    def episodes(self, folder):
+        return [folder / path.stem for path in sorted((folder / "book").glob("*.npz"))]
+
+    def is_there(self, episode):
+        return self._archive(episode).is_file()
+
+    def fingerprint(self, episode):
+        status = self._archive(episode).stat()
+        return f"{episode.name} {status.st_size} {status.st_mtime_ns}"
+
+    def read(self, episode, options, *, with_sensor=True):
+        with np.load(self._archive(episode)) as log:
+            return Recording(
+                name=episode.name,
+                format=self.kind,
+                folder=episode,
+                instruction="fold it",
+                times=log["times"],
+                actions=log["actions"],
+                action_names=JOINTS,
+                action_units=("rad",) * 14,
+                rate_hz=RATE_HZ,
+            )
+
+    def _archive(self, episode):
+        return episode.parent / "book" / f"{episode.name}.npz"
+
+
+def test_one_folder_may_hold_several_episodes(tmp_path):
+    logs = [write_log(tmp_path / "set" / f"log_{i}", i) for i in range(2)]
+    (tmp_path / "set" / "book").mkdir()
+    for i in range(2):
+        (tmp_path / "set" / f"log_{i}" / "log.npz").replace(tmp_path / "set" / "book" / f"page_{i}.npz")
+    register_reader(BookReader(), before="legacy")
+    try:
+        dataset = prepare([str(tmp_path / "set")], tmp_path / "data", options()).dataset
+        assert [entry.name for entry in dataset.episodes] == ["page_0", "page_1"]
+        assert dataset.spec.state == ()
+        assert dataset.ticks.pose.shape == (2 * NUM_TICKS, 0)
+        np.testing.assert_array_equal(dataset.ticks.delta, np.concatenate([log["actions"] for log in logs]))
+        (tmp_path / "set" / "book" / "page_1.npz").unlink()
+        assert dataset.check_sources() == [f"{tmp_path / 'set' / 'page_1'}: is gone"]
+    finally:
+        unregister_reader("book")
