@@ -13,8 +13,8 @@ from jaxtyping import Bool, Float, Int
 from vla_jax.dataset.options import EpisodeOptions
 from vla_jax.recordings.findings import EpisodeError
 from vla_jax.recordings.lab import POSE_NAMES, check_angle_jumps, pose_deltas
-from vla_jax.recordings.recorded_times import check_times
 from vla_jax.recordings.recording import Recording
+from vla_jax.recordings.untrusted_files import check_times
 from vla_jax.timing import TIME_RESOLUTION, newest_at_or_before
 
 # Up to this ratio of pose rate to action rate the poses themselves are the ticks: a grid of its own beside a

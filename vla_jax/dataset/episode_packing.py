@@ -86,9 +86,9 @@ def pack_episode(
     """
     name = str(episode.path)
     try:
-        recording = episode.reader.read(
-            episode.path, options.of_reader(episode.reader), with_sensor=options.sensor
-        )
+        reader = episode.reader
+        own = options.readers.get(reader.kind, reader.options())
+        recording = reader.read(episode.path, own, with_sensor=options.sensor)
     except EpisodeError as error:
         return [Finding(name, str(error))]
     except OSError as error:

@@ -19,10 +19,9 @@ from vla_jax.dataset.meaning import spec_to_json
 from vla_jax.dataset.options import PrepareOptions
 from vla_jax.dataset.packed_dataset import FORMAT_VERSION, INDEX_FILE, PackedDataset
 from vla_jax.dataset.packed_episode import EpisodeInfo, PackedEpisode
-from vla_jax.dataset.schema import COLUMNS, Column
+from vla_jax.dataset.schema import COLUMNS, Column, pack_texts, unpack_texts
 from vla_jax.dataset.split import assign_splits
 from vla_jax.dataset.statistics import SensorMoments, write_statistics
-from vla_jax.dataset.texts import pack_texts, unpack_texts
 from vla_jax.errors import UserError
 from vla_jax.recordings.discovery import EpisodeFolder
 from vla_jax.storage.replacing import replace_text

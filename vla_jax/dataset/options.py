@@ -10,7 +10,6 @@ from typing import Any
 from vla_jax.contracts.specs import LAB_ACTIONS, Alignment
 from vla_jax.dataset.schema import Column
 from vla_jax.errors import UserError
-from vla_jax.recordings.reader import EpisodeReader
 from vla_jax.recordings.registry import reader_of
 
 # Raise it when the same files and options begin to give other packed episodes.
@@ -32,10 +31,6 @@ class EpisodeOptions:
     views: tuple[str, ...] | None = None
     sensor: bool = True
     readers: Mapping[str, Any] = field(default_factory=dict)
-
-    def of_reader(self, reader: EpisodeReader) -> Any:
-        """Returns the options that only this reader has."""
-        return self.readers.get(reader.kind, reader.options())
 
     def to_json(self) -> dict[str, Any]:
         """Returns JSON values that are equal exactly where the same files give the same packed episode."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from vla_jax.dataset.texts import unpack_texts
+from vla_jax.dataset.schema import unpack_texts
 from vla_jax.recordings.findings import EpisodeError
 from vla_jax.recordings.frame import Frame
 from vla_jax.recordings.registry import reader_of

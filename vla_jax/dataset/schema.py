@@ -8,11 +8,13 @@ another and shifts those numbers.
 sees the newest value at or before it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
+from jaxtyping import Int64, UInt8
 
 from vla_jax.timing import newest_at_or_before
 
@@ -33,7 +35,7 @@ class Column:
     """The rows that its values number, so that joining shifts them; −1 for none stays."""
     on_joining: bool = False
     """Whether it is made when episodes are joined, since it depends on the data set's settings or other episodes."""
-    fill: float | None = None
+    fill: float | int | None = None
     """Value of ticks before the first recorded one and of episodes without; None is NaN. Registered columns only."""
     in_batches: bool = False
     """Whether batches carry it (`Batch.columns`). Registered columns only."""
@@ -136,3 +138,18 @@ def unregister_column(name: str) -> None:
 def registered_columns() -> tuple[Column, ...]:
     """Returns the added columns, in order."""
     return tuple(_REGISTERED.values())
+
+
+def pack_texts(texts: Sequence[str]) -> tuple[UInt8[np.ndarray, " bytes"], Int64[np.ndarray, " starts"]]:
+    """Returns the UTF-8 bytes of all texts, one after another, and the n + 1 places where each begins and ends."""
+    encoded = [text.encode() for text in texts]
+    starts = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
+    return np.frombuffer(b"".join(encoded), np.uint8), starts
+
+
+def unpack_texts(
+    text: UInt8[np.ndarray, " bytes"], starts: Int64[np.ndarray, " starts"], first: int, stop: int
+) -> list[str]:
+    """Returns the texts first … stop − 1."""
+    bounds = starts[first : stop + 1].tolist()
+    return [text[a:b].tobytes().decode() for a, b in pairwise(bounds)]

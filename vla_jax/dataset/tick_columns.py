@@ -9,8 +9,8 @@ from vla_jax.dataset.options import EpisodeOptions
 from vla_jax.dataset.schema import Column
 from vla_jax.dataset.sensor_stream import SensorStream
 from vla_jax.recordings.findings import EpisodeError
-from vla_jax.recordings.recorded_times import check_times
 from vla_jax.recordings.recording import Recording
+from vla_jax.recordings.untrusted_files import check_times
 from vla_jax.timing import newest_row_times, newest_rows
 
 MAX_SENSOR_AGE_SECONDS = 1.0

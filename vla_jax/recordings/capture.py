@@ -12,10 +12,9 @@ from vla_jax.recordings.findings import EpisodeError
 from vla_jax.recordings.frame import Frame, frame_times, frames_in
 from vla_jax.recordings.lab import NUM_CHANNELS, POSE_NAMES, SENSOR_HZ, pose_columns, task_instruction
 from vla_jax.recordings.reader import EpisodeReader
-from vla_jax.recordings.recorded_times import check_times
 from vla_jax.recordings.recording import Recording
 from vla_jax.recordings.sensor_rows import RowMembers, SensorRecording
-from vla_jax.recordings.untrusted_files import read_csv_columns
+from vla_jax.recordings.untrusted_files import check_times, read_csv_columns
 from vla_jax.recordings.untrusted_npz import open_npz
 
 POSE_FILES = "robot_state_*.csv"

@@ -12,8 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from vla_jax.recordings.findings import EpisodeError
-from vla_jax.recordings.recorded_times import check_times
-from vla_jax.recordings.untrusted_files import check_ordinary
+from vla_jax.recordings.untrusted_files import check_ordinary, check_times
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 MAX_IMAGE_BYTES = 256 << 20

@@ -7,7 +7,7 @@ from jaxtyping import Float, Float32
 
 from vla_jax.contracts.specs import LAB_ACTIONS, SensorSpec
 from vla_jax.recordings.findings import EpisodeError
-from vla_jax.recordings.recorded_times import check_times
+from vla_jax.recordings.untrusted_files import check_times
 
 NUM_CHANNELS = SensorSpec().channels
 """Sensor channels: the force, then 1025 A-scan depth bins."""

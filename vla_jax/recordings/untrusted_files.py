@@ -1,4 +1,4 @@
-"""Reads the text files of recorded episodes without trusting them: sizes are checked before anything is read."""
+"""Reads recorded episodes' files without trusting them: text files whose sizes are checked first, and time stamps."""
 
 import json
 import stat
@@ -83,3 +83,19 @@ def _read_text(path: Path) -> str:
         raise EpisodeError(f"{path.name}: is not text ({error.reason} at byte {error.start})") from error
     except OSError as error:
         raise EpisodeError(f"{path.name}: cannot be read ({error.strerror})") from error
+
+
+def check_times(times: np.ndarray, what: str) -> None:
+    """Raises EpisodeError unless times are finite and strictly ascending; `what` names them."""
+    if not np.isfinite(times).all():
+        row = int(np.argmin(np.isfinite(times)))
+        raise EpisodeError(f"{what}: time stamp {row} is {times[row]}")
+    steps = np.diff(times)
+    if (steps <= 0).any():
+        row = int(np.argmax(steps <= 0))
+        kind = "repeats" if steps[row] == 0 else "goes back by"
+        amount = "" if steps[row] == 0 else f" {-steps[row]:.6g} s"
+        raise EpisodeError(
+            f"{what}: times must ascend, but time {row + 1} {kind}{amount} "
+            f"({int((steps <= 0).sum())} such place(s))"
+        )

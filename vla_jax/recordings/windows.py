@@ -10,10 +10,9 @@ from vla_jax.recordings.findings import EpisodeError
 from vla_jax.recordings.frame import Frame, frames_in
 from vla_jax.recordings.lab import NUM_CHANNELS, POSE_NAMES, SENSOR_HZ, pose_columns, task_instruction
 from vla_jax.recordings.reader import EpisodeReader, NoOptions
-from vla_jax.recordings.recorded_times import check_times
 from vla_jax.recordings.recording import Recording, Segment
 from vla_jax.recordings.sensor_rows import SensorRecording, WindowMember
-from vla_jax.recordings.untrusted_files import read_csv_columns, read_json_object
+from vla_jax.recordings.untrusted_files import check_times, read_csv_columns, read_json_object
 from vla_jax.recordings.untrusted_npz import NpzMember, open_npz
 
 MAX_WINDOW_ROWS = 100_000
