@@ -16,10 +16,10 @@ from experiments.data import open_dataset
 from feature_cache.backbone import find_backbone
 from feature_cache.exporter import export
 from feature_cache.processor import parse_image_size
-from feature_cache.worklist import ImageSource, make_worklist, process_share
+from feature_cache.worklist import make_worklist, process_share
+from vla_jax.dataset.options import EpisodeOptions, PrepareOptions
 from vla_jax.dataset.packed_dataset import INDEX_FILE, PackedDataset
-from vla_jax.dataset.packed_episode import PartOptions
-from vla_jax.dataset.preparation import PrepareOptions, prepare
+from vla_jax.dataset.preparation import prepare
 
 DESCRIPTION = """Encodes the camera images and prompts of a data set with a frozen Qwen2.5-VL and writes the features
 into a cache. Interrupted exports go on where they were. On several GPUs:
@@ -79,7 +79,7 @@ def data_to_export(path: Path) -> Iterator[PackedDataset]:
     num_workers = max(1, (os.cpu_count() or 1) // process_share()[1])
     with tempfile.TemporaryDirectory(prefix="vla-jax-export-") as folder:
         # Only prompts and pictures are needed.
-        options = PrepareOptions(part=PartOptions(sensor=False), num_workers=num_workers)
+        options = PrepareOptions(episode=EpisodeOptions(sensor=False), num_workers=num_workers)
         result = prepare([str(path)], Path(folder) / "data", options)
         faults = [finding for finding in result.findings if finding.is_fault]
         first = f", the first: {faults[0].episode}: {faults[0].reason}" if faults else ""
@@ -102,13 +102,7 @@ def _export(arguments: Arguments, dataset: PackedDataset) -> int | None:
     provenance = files.provenance(
         pooling=arguments.pooling, grid=arguments.grid, layer=arguments.layer, dtype=arguments.dtype
     )
-    items = make_worklist(
-        provenance.digest(),
-        [
-            (record.prompt, [ImageSource(str(image.path), image.digest) for image in record.images])
-            for record in required
-        ],
-    )
+    items = make_worklist(provenance.digest(), [(record.prompt, record.images) for record in required])
     summary = export(
         files,
         provenance,

@@ -11,11 +11,14 @@ from tyro.conf import Positional, UseAppendAction, arg
 
 from experiments import cli
 from experiments.console import make_console
+from vla_jax.contracts.specs import LAB_ACTIONS
+from vla_jax.dataset.options import EpisodeOptions, PrepareOptions
 from vla_jax.dataset.packed_dataset import PackedDataset
-from vla_jax.dataset.packed_episode import PartOptions
-from vla_jax.dataset.preparation import FaultyEpisodesError, PrepareOptions, PrepareResult, prepare
+from vla_jax.dataset.preparation import FaultyEpisodesError, PrepareResult, prepare
 from vla_jax.errors import UserError
-from vla_jax.recordings.recording import Finding
+from vla_jax.recordings.capture import CaptureOptions
+from vla_jax.recordings.findings import Finding
+from vla_jax.recordings.legacy import LegacyOptions
 
 NUM_ROWS_SHOWN = 40
 
@@ -34,7 +37,9 @@ class Arguments:
     out: str
     """Folder of the packed data set; an existing data set there is replaced."""
     action_hz: float = 10.0
-    """Rate of the actions in Hz; at most the rate of the recorded poses."""
+    """Rate of the actions in Hz; at most the rate of the recorded poses, and that of recorded actions."""
+    horizon: int = LAB_ACTIONS.horizon
+    """Actions that a policy predicts at once."""
     alignment: Literal["timestamp", "index"] = "timestamp"
     """timestamp: each tick sees the newest picture and sensor rows; index: pairs by position, as the reference."""
     strict: bool = False
@@ -71,15 +76,18 @@ class Arguments:
 def main(arguments: Arguments) -> None:
     """Packs the sources and prints what is in the data set and what was found wrong."""
     options = PrepareOptions(
-        part=PartOptions(
+        episode=EpisodeOptions(
             action_hz=arguments.action_hz,
             alignment=arguments.alignment,
             sensor_dtype=arguments.sensor_dtype,
             views=None if arguments.views is None else tuple(sorted(set(arguments.views))),
             sensor=arguments.sensor,
-            allow_external_images=arguments.allow_external_images,
-            match_limit=arguments.match_limit_ms / 1000,
+            readers={
+                "legacy": LegacyOptions(arguments.allow_external_images),
+                "capture": CaptureOptions(arguments.match_limit_ms / 1000),
+            },
         ),
+        horizon=arguments.horizon,
         instruction=arguments.instruction,
         prompts=_by_name("prompt", arguments.prompt),
         weights={name: _number(name, text) for name, text in _by_name("weight", arguments.weight).items()},

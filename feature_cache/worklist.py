@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import BinaryIO, Protocol
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -13,12 +14,26 @@ from feature_cache.keys import image_digest, record_key
 from vla_jax.errors import UserError
 
 
+class ImageSource(Protocol):
+    """One image: what to call it, its bytes, and the digest they had when the data set was prepared."""
+
+    path: Path | str
+    digest: str
+
+    def open(self) -> BinaryIO:
+        """Opens the encoded image. Raises OSError where it cannot be read."""
+
+
 @dataclasses.dataclass(frozen=True)
-class ImageSource:
-    """One image file and the digest its bytes had when the data set was prepared."""
+class ImageFile:
+    """An image that is a file."""
 
     path: str
     digest: str
+
+    def open(self) -> BinaryIO:
+        """Opens the file."""
+        return open(self.path, "rb")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,10 +66,12 @@ def count_tokens(
     Raises:
         UserError: images are missing or no images; says how many and names the first ones.
     """
-    paths = sorted({image.path for item in items for image in item.images})
+    images = {str(image.path): image for item in items for image in item.images}
+    paths = sorted(images)
     sizes: dict[str, tuple[int, int]] = {}
     faults: list[str] = []
-    for path, (size, fault) in zip(paths, threads.map(_image_size, paths, chunksize=64), strict=True):
+    sources = [images[path] for path in paths]
+    for path, (size, fault) in zip(paths, threads.map(_image_size, sources, chunksize=64), strict=True):
         if fault is None:
             sizes[path] = size
         else:
@@ -65,16 +82,17 @@ def count_tokens(
             f"{'; …' if len(faults) > 3 else ''}; restore them, or prepare the data set again without them"
         )
     return np.array(
-        [num_tokens(item.prompt, [sizes[image.path] for image in item.images]) for item in items], np.int64
+        [num_tokens(item.prompt, [sizes[str(image.path)] for image in item.images]) for item in items],
+        np.int64,
     )
 
 
-def _image_size(path: str) -> tuple[tuple[int, int], str | None]:
+def _image_size(source: ImageSource) -> tuple[tuple[int, int], str | None]:
     try:
-        with Image.open(path) as image:
+        with source.open() as file, Image.open(file) as image:
             return (image.height, image.width), None
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        return (0, 0), f"{path} ({getattr(error, 'strerror', None) or type(error).__name__})"
+        return (0, 0), f"{source.path} ({getattr(error, 'strerror', None) or type(error).__name__})"
 
 
 def make_batches(num_tokens: np.ndarray, batch_tokens: int) -> list[np.ndarray]:
@@ -106,12 +124,13 @@ def read_images(item: WorkItem) -> list[tuple[str, bytes]]:
     images = []
     for source in item.images:
         try:
-            data = Path(source.path).read_bytes()
+            with source.open() as file:
+                data = file.read()
         except OSError as error:
-            raise UserError(f"{source.path}: cannot read this image ({error.strerror})") from error
+            raise UserError(f"{source.path}: cannot read this image ({error.strerror or error})") from error
         if image_digest(data) != source.digest:
             raise UserError(
                 f"{source.path}: this image has changed since the data set was prepared; prepare it again"
             )
-        images.append((source.path, data))
+        images.append((str(source.path), data))
     return images

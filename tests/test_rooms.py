@@ -16,6 +16,7 @@ ROOMS = (
     "vla_jax.contracts",
     "vla_jax.storage",
     "feature_cache",
+    "vla_jax.timing",
     "vla_jax.recordings",
     "vla_jax.dataset",
     "vla_jax.diffusion",

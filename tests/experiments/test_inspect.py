@@ -12,7 +12,8 @@ from experiments import inspect
 from tests.commands import REPOSITORY
 from tests.vla_jax.recordings.recorded_episodes import write_data_set
 from tests.vla_jax.reporting.test_inspection import write_tokenizer
-from vla_jax.dataset.preparation import PrepareOptions, prepare
+from vla_jax.dataset.options import PrepareOptions
+from vla_jax.dataset.preparation import prepare
 
 NOTEBOOK = REPOSITORY / "experiments" / "inspect.ipynb"
 

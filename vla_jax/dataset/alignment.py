@@ -1,28 +1,29 @@
-"""Places recorded streams on the control grid: which pose, picture and sensor row each control tick sees.
+"""The control grid: when an episode's ticks are, and which recorded row holds at each.
 
-Two alignments. `timestamp`: everything is the newest at or before the tick, so that a policy is never shown what
-it could not have known. `index`: the pairing of the PyTorch reference, by position in each array; pictures and
-sensor windows then drift against the poses, because they are recorded at other rates.
+Two alignments. `timestamp`: everything is the newest at or before the tick (`vla_jax.timing`), so that a policy is
+never shown what it could not have known. `index`: the pairing of the PyTorch reference, by position in each array;
+pictures and sensor windows then drift against the poses, because they are recorded at other rates.
 """
 
-import itertools
-from collections.abc import Sequence
-from typing import Literal
+from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Bool, Float, Int
 
-from vla_jax.recordings.recording import ACTION_DIM, GRIPPER, EpisodeError
-
-Alignment = Literal["timestamp", "index"]
-
-# Unix times in text carry microseconds, nominal ones are rounded; two stamps this close are one moment.
-TIME_RESOLUTION = 1e-5
+from vla_jax.dataset.options import EpisodeOptions
+from vla_jax.recordings.findings import EpisodeError
+from vla_jax.recordings.lab import POSE_NAMES, check_angle_jumps, pose_deltas
+from vla_jax.recordings.recording import Recording
+from vla_jax.recordings.untrusted_files import check_times
+from vla_jax.timing import TIME_RESOLUTION, newest_at_or_before
 
 # Up to this ratio of pose rate to action rate the poses themselves are the ticks: a grid of its own beside a
 # stream of the same rate would take now none, now two of its poses.
 OWN_GRID_RATIO = 1.2
 # A recording at nominally 5 Hz may be a little slower.
 RATE_TOLERANCE = 0.9
+# Nominal rates further apart than this are different rates.
+NOMINAL_RATE_TOLERANCE = 0.1
 
 # From here on the unevenness is below a quarter of a delta.
 MAX_UNEVEN_RATIO = 4.0
@@ -31,14 +32,90 @@ NUM_GAP_TICKS = 5
 MIN_GAP_SECONDS = 0.5
 
 
-def wrap_degrees(angles: np.ndarray) -> np.ndarray:
-    """Returns angles wrapped to (−180, 180]; those that lie there keep their bits."""
-    return np.where((angles > -180.0) & (angles <= 180.0), angles, 180.0 - np.mod(180.0 - angles, 360.0))
+@dataclass(frozen=True)
+class Grid:
+    """An episode's control ticks. rows: the recorded row at each; is_sample: those that may be shown in training.
+
+    state_hz: measured rate of the recorded state, None without.
+    """
+
+    ticks: Float[np.ndarray, " n"]
+    rows: Int[np.ndarray, " n"]
+    state: Float[np.ndarray, "n p"]
+    actions: Float[np.ndarray, "n a"]
+    is_sample: Bool[np.ndarray, " n"]
+    state_hz: float | None = None
 
 
-def newest_at_or_before(times: np.ndarray, moments: np.ndarray) -> np.ndarray:
-    """Returns, per moment, the index of the newest of the ascending `times` that is not later; −1 if none is."""
-    return np.searchsorted(times, moments + TIME_RESOLUTION, side="right") - 1
+def no_ticks(recording: Recording) -> Grid:
+    """Returns the grid of an episode in which nothing moved."""
+    none = np.empty(0)
+    return Grid(
+        none,
+        none.astype(np.int64),
+        np.empty((0, len(recording.state_names))),
+        np.empty((0, len(recording.action_names)), np.float32),
+        none.astype(bool),
+    )
+
+
+def make_grid(recording: Recording, options: EpisodeOptions) -> Grid:
+    """Returns the control ticks of an episode that moved; each has an action.
+
+    Raises:
+        EpisodeError: poses or actions have another rate, stop, jump, or are too few.
+    """
+    if recording.actions is not None:
+        return _recorded_actions(recording, options)
+    if recording.state is None or recording.state_names != POSE_NAMES:
+        raise EpisodeError("neither actions nor the poses of an arm were recorded")
+    times, poses = recording.times, recording.state
+    if len(times) < 2:
+        raise EpisodeError("a single pose: at least two are needed for an action")
+    check_angle_jumps(times, poses)
+    if options.alignment == "index":
+        rows = index_ticks(len(times), recording.rate_hz, options.action_hz)
+        ticks = times[rows]
+    else:
+        ticks, rows = control_ticks(times, options.action_hz)
+        recording.notes += uneven_rate_notes(times, options.action_hz)
+    if len(ticks) < 2:
+        raise EpisodeError(
+            f"{times[-1] - times[0]:.3g} s of poses are shorter than one action at {options.action_hz:g} Hz"
+        )
+    deltas = pose_deltas(poses[rows])
+    ticks, rows = ticks[:-1], rows[:-1]
+    is_sample = np.ones(len(ticks), bool)
+    if options.alignment == "index":
+        interval = int(rows[1]) if len(rows) > 1 else 1
+        # The reference asks for one whole interval more than an action needs.
+        is_sample = np.arange(len(ticks)) < (len(times) - interval) // interval
+    return Grid(ticks, rows, poses[rows], deltas, is_sample, round(pose_rate(times), 3))
+
+
+def _recorded_actions(recording: Recording, options: EpisodeOptions) -> Grid:
+    """Each recorded action is a tick."""
+    times, actions, rate = recording.times, recording.actions, recording.rate_hz
+    check_times(times, "actions")
+    if abs(rate / options.action_hz - 1) > NOMINAL_RATE_TOLERANCE:
+        raise EpisodeError(
+            f"actions are recorded at {rate:g} Hz, not at {options.action_hz:g} Hz; use --action-hz {rate:g}"
+        )
+    if actions.shape != (len(times), len(recording.action_names)) or not np.isfinite(actions).all():
+        raise EpisodeError(
+            f"actions of shape {actions.shape} at {len(times)} times, expected finite numbers "
+            f"(n, {len(recording.action_names)})"
+        )
+    state, state_hz = recording.state, None
+    if state is None:
+        state = np.full((len(times), len(recording.state_names)), np.nan)
+    elif len(times) > 1:
+        state_hz = round(pose_rate(times), 3)
+    if state.shape != (len(times), len(recording.state_names)):
+        raise EpisodeError(
+            f"state of shape {state.shape} at {len(times)} times, expected (n, {len(recording.state_names)})"
+        )
+    return Grid(times, np.arange(len(times)), state, actions, np.ones(len(times), bool), state_hz)
 
 
 def pose_rate(times: np.ndarray) -> float:
@@ -104,57 +181,8 @@ def index_ticks(num_poses: int, robot_hz: float, action_hz: float) -> np.ndarray
     return np.arange(max(0, num_poses - 1) // interval + 1) * interval
 
 
-def pose_deltas(poses: np.ndarray) -> np.ndarray:
-    """Returns the actions (n − 1, 7) f32 between successive poses (n, 6): mm, wrapped degrees, gripper 1."""
-    deltas = np.empty((max(0, len(poses) - 1), ACTION_DIM), np.float32)
-    difference = np.diff(poses, axis=0)
-    deltas[:, :3] = difference[:, :3]
-    deltas[:, 3:6] = wrap_degrees(difference[:, 3:])
-    deltas[:, 6] = GRIPPER
-    return deltas
-
-
-def check_angle_jumps(times: np.ndarray, poses: np.ndarray) -> None:
-    """Raises EpisodeError where an angle changes by more than an arm can turn between two poses.
-
-    The limit is 900 degrees per second, at least 20 and at most 120 degrees per row.
-    """
-    change = np.abs(wrap_degrees(np.diff(poses[:, 3:], axis=0)))
-    limit = np.clip(900.0 * np.diff(times), 20.0, 120.0)[:, None]
-    if (change > limit).any():
-        row, axis = np.argwhere(change > limit)[0]
-        raise EpisodeError(
-            f"pose_{'abr'[axis]} jumps by {change[row, axis]:.1f} degrees between rows {row + 1} and {row + 2} "
-            f"({int((change > limit).any(axis=1).sum())} such place(s))"
-        )
-
-
-def newest_sensor_rows(
-    ticks: np.ndarray, row_times: np.ndarray, segment_starts: Sequence[int], max_age: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns, per tick, where its sensor data begins and ends: rows [begin, end); −1, −1 where there is none.
-
-    A window must not reach across a gap, so that `begin` is the first row of the stretch that `end` lies in.
-
-    row_times: (R,) f64, ascending within each stretch. segment_starts: first row of each stretch.
-    max_age: seconds after which the newest row counts as lost.
-    """
-    begin = np.full(len(ticks), -1, np.int64)
-    end = np.full(len(ticks), -1, np.int64)
-    newest = np.full(len(ticks), -np.inf)
-    bounds = [*segment_starts, len(row_times)]
-    for start, stop in itertools.pairwise(bounds):
-        row = newest_at_or_before(row_times[start:stop], ticks)
-        age_time = np.where(row >= 0, row_times[start:stop][np.maximum(row, 0)], -np.inf)
-        better = (row >= 0) & (age_time >= newest) & (ticks - age_time <= max_age)
-        begin[better], end[better] = start, start + row[better] + 1
-        newest[better] = age_time[better]
-    return begin, end
-
-
-def chunk_rows(ticks: np.ndarray, last: np.ndarray, horizon: int) -> np.ndarray:
-    """Returns the tick rows (n, horizon) of each action chunk; the last delta of the episode is repeated.
-
-    ticks: (n,) rows; last: (n,) last row of each tick's episode.
-    """
-    return np.minimum(ticks[:, None] + np.arange(horizon), last[:, None])
+def begins_chunk(num_ticks: int, horizon: int) -> np.ndarray:
+    """Tells which ticks begin one of the action chunks that the reference shows: whole ones, and not the last."""
+    begins = np.arange(num_ticks) % horizon == 0
+    begins[(num_ticks - horizon) // horizon * horizon :] = False
+    return begins

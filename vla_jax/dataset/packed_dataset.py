@@ -1,33 +1,24 @@
 """The packed data set: memory-mapped arrays that open in milliseconds and are read without copying.
 
 ```
-DATA/dataset.json            format version, settings, name of the content folder; replaced atomically
+DATA/dataset.json            format version, settings, spec, name of the content folder; replaced atomically
 DATA/<content>/              complete or absent; named by a digest of what it was made from
     episodes.json            one object per episode: split, row ranges, fingerprint of its files, notes
     statistics.json          float64 statistics of the training split
-    time pose delta          .npy, one row per control tick that has a next pose: f64, (6,) f64, (7,) f32
-    sensor_begin sensor_end  i64: the tick's sensor rows are some of [begin, end) of `sensor`; −1 without
-    sensor_time              f64: when the newest of them was taken; NaN without
-    instant record           i32: newest camera instant at the tick; the one its features come from; −1 none
-    episode is_sample        i32; bool
-    sensor                   (R, 1026), float16 or float32: force, 1025 A-scan bins; episodes one after another
-    instant_images           (I, views) i32: rows of the image table, −1 for an absent view
-    instant_episode          (I,) i32
-    image_digest image_time  (M, 32) u8, sha256 of each picture's bytes; f64; an episode's are view after view
-    image_path image_start   u8 text and (M + 1,) i64 offsets: paths relative to the episode's folder
-    moments centred          per episode, see `vla_jax.dataset.statistics.SensorMoments`
-    histogram_bin histogram_count histogram_start    the sparse histograms of all episodes
+    <column>.npy             the columns of `vla_jax.dataset.schema`, and those that were registered
+    sensor.npy               (R, C), float16 or float32: force, A-scan bins; episodes one after another
+    image_path image_start   u8 text and (M + 1,) i64 offsets: where each picture is, told to its episode's reader
+    histogram_start          (E + 1,) i64: each episode's bins
 ```
 
 float16 holds A-scan values up to 290 within 0.125 (at most 0.05 % of the value); float32 keeps them exactly.
 A tick is a sample when its features can exist, that is when a picture was taken at or before its refresh tick.
 """
 
-import dataclasses
 import json
 import mmap
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -35,16 +26,19 @@ from typing import Any, Literal
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from vla_jax.contracts.specs import LAB_ACTIONS, Alignment, DataSpec, SensorSpec
-from vla_jax.dataset.alignment import chunk_rows
-from vla_jax.dataset.packed_episode import fingerprint
+from vla_jax.contracts.specs import Alignment
+from vla_jax.dataset.meaning import spec_from_json, spec_to_json
+from vla_jax.dataset.records import Records, VLRecord
+from vla_jax.dataset.schema import COLUMNS, Column
 from vla_jax.dataset.statistics import FeatureStatistics, statistics_from_json
+from vla_jax.dataset.upgrade import OLD_VERSION, upgraded_entries, upgraded_index
 from vla_jax.errors import UserError
-from vla_jax.recordings.recording import NUM_CHANNELS, Segment
+from vla_jax.recordings.recording import Segment
+from vla_jax.recordings.registry import reader_of
+from vla_jax.timing import chunk_rows, is_whole_window, window_rows
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 INDEX_FILE = "dataset.json"
-POSE_NAMES = ("x", "y", "z", "a", "b", "r")
 # Pages of a larger stream are given back each time as much has been read.
 MAX_MAPPED_BYTES = 192 << 20
 
@@ -96,25 +90,11 @@ class EpisodeEntry:
 
 
 @dataclass(frozen=True)
-class ImageRef:
-    """A picture on disk. digest: sha256 (hex) of its bytes when the data set was packed."""
-
-    view: str
-    path: Path
-    digest: str
-
-
-@dataclass(frozen=True)
-class VLRecord:
-    """What the vision-language backbone encodes at once: a prompt and the views present, in view order."""
-
-    prompt: str
-    images: tuple[ImageRef, ...]
-
-
-@dataclass(frozen=True)
 class Ticks:
-    """Memory maps with one row per control tick. pose is NaN where only actions were recorded."""
+    """Memory maps with one row per control tick, see `vla_jax.dataset.schema`.
+
+    pose is NaN where only actions were recorded. columns: the registered ones the data set was prepared with.
+    """
 
     time: np.ndarray
     pose: np.ndarray
@@ -126,30 +106,40 @@ class Ticks:
     record: np.ndarray
     episode: np.ndarray
     is_sample: np.ndarray
+    columns: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.time)
 
 
 class PackedDataset:
-    """A data set that `python -m experiments.prepare` wrote. Build it with `open`."""
+    """A data set that `python -m experiments.prepare` wrote. Build it with `open`.
 
-    def __init__(self, path: Path, content: Path, index: dict[str, Any]) -> None:
+    spec: what a sample means. columns: the registered columns it was prepared with.
+    index, raw_episodes: what its JSON files hold.
+    """
+
+    def __init__(
+        self, path: Path, index: dict[str, Any], entries: list[dict[str, Any]], statistics: dict[str, Any]
+    ) -> None:
         self.path = path
-        self.content = content
+        self.content = path / index["content"]
         self.index = index
         self.meta = PackedMeta(**{**index["meta"], "views": tuple(index["meta"]["views"])})
-        self.raw_episodes: list[dict[str, Any]] = _read_json(content / "episodes.json")
-        self.episodes: tuple[EpisodeEntry, ...] = tuple(map(_episode_entry, self.raw_episodes))
-        self.statistics: dict[str, FeatureStatistics] = statistics_from_json(
-            _read_json(content / "statistics.json")
+        self.spec = spec_from_json(index["spec"], str(path / INDEX_FILE))
+        self.raw_episodes = entries
+        self.episodes: tuple[EpisodeEntry, ...] = tuple(map(_episode_entry, entries))
+        self.statistics: dict[str, FeatureStatistics] = statistics_from_json(statistics)
+        self.columns = tuple(map(Column.from_json, index["columns"]))
+        self.ticks = Ticks(
+            **{column.name: self.array(column.name) for column in COLUMNS if column.per == "tick"},
+            columns={column.name: self.array(column.name) for column in self.columns},
         )
-        self.ticks = Ticks(**{name: self.array(name) for name in Ticks.__dataclass_fields__})
-        self.sensor, self._sensor_map = _map_sensor(content / "sensor.npy")
+        self.sensor, self._sensor_map = _map_sensor(self.content / "sensor.npy")
         self._bytes_since_release = 0
         num_ticks = self.episodes[-1].tick_stop if self.episodes else 0
         num_rows = self.episodes[-1].sensor_stop if self.episodes else 0
-        if len(self.ticks) != num_ticks or self.sensor.shape != (num_rows, NUM_CHANNELS):
+        if len(self.ticks) != num_ticks or self.sensor.ndim != 2 or len(self.sensor) != num_rows:
             raise UserError(f"{path}: damaged, its arrays do not fit its episodes; run prepare again")
 
     @classmethod
@@ -171,30 +161,20 @@ class PackedDataset:
             )
         index = _read_json(path / INDEX_FILE)
         version = index.get("format_version") if isinstance(index, dict) else None
-        if version != FORMAT_VERSION:
+        if version not in (OLD_VERSION, FORMAT_VERSION):
             raise UserError(
                 f"{path}: is a data set of version {version}, this program reads {FORMAT_VERSION}; run prepare again"
             )
         try:
-            return cls(path, path / index["content"], index)
+            content = path / index["content"]
+            entries = _read_json(content / "episodes.json")
+            statistics = _read_json(content / "statistics.json")
+            if version == OLD_VERSION:
+                index, entries = upgraded_index(index, FORMAT_VERSION), upgraded_entries(entries)
+                index["spec"] = spec_to_json(index["meta"], entries, statistics)
+            return cls(path, index, entries, statistics)
         except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
             raise UserError(f"{path}: damaged data set ({error}); run prepare again") from error
-
-    @cached_property
-    def spec(self) -> DataSpec:
-        """What a sample of the data set means."""
-        meta = self.meta
-        sensor = None
-        if any(entry.has_sensor for entry in self.episodes):
-            sensor = SensorSpec(NUM_CHANNELS, meta.sensor_window_size, meta.sensor_hz)
-        return DataSpec(
-            actions=dataclasses.replace(LAB_ACTIONS, horizon=meta.horizon, rate_hz=meta.action_hz),
-            views=meta.views,
-            sensor=sensor,
-            state=POSE_NAMES,
-            alignment=meta.alignment,
-            refresh_ticks=meta.vlm_reuse_count,
-        )
 
     def array(self, name: str) -> np.ndarray:
         """Maps one of the arrays that the module's text lists."""
@@ -209,6 +189,7 @@ class PackedDataset:
             "path": str(self.path),
             "content": self.index["content"],
             "meta": self.index["meta"],
+            "spec": self.index["spec"],
             "episodes": len(self.episodes),
             "train_samples": len(self.sample_ticks("train")),
             "val_samples": len(self.sample_ticks("val")),
@@ -221,10 +202,10 @@ class PackedDataset:
         """
         changes = []
         for index, entry in enumerate(self.episodes):
-            folder = self.folder(index)
-            if not folder.is_dir():
+            folder, reader = self.folder(index), reader_of(entry.format)
+            if not reader.is_there(folder):
                 changes.append(f"{entry.path}: is gone")
-            elif fingerprint(folder) != entry.fingerprint:
+            elif reader.fingerprint(folder) != entry.fingerprint:
                 changes.append(f"{entry.path}: has changed")
         return changes
 
@@ -232,7 +213,8 @@ class PackedDataset:
         """Returns where an episode's recording lies: where it was packed from, else beside the moved data set."""
         raw = self.raw_episodes[episode]
         absolute = Path(raw["absolute_path"])
-        return absolute if absolute.exists() else self.path / raw["relative_path"]
+        is_there = reader_of(raw["format"]).is_there(absolute)
+        return absolute if is_there else self.path / raw["relative_path"]
 
     def image_times(self, episode: int) -> dict[str, np.ndarray]:
         """Returns when each view's pictures of an episode were taken: view → (m,) f64 unix seconds."""
@@ -251,38 +233,37 @@ class PackedDataset:
         return np.flatnonzero(self.ticks.is_sample & (self.ticks.record >= 0) & wanted[self.ticks.episode])
 
     def actions(self, ticks: np.ndarray) -> np.ndarray:
-        """Returns action chunks (n, horizon, 7) f32: mm, degrees, gripper; the episode's last delta is repeated."""
+        """Returns action chunks (n, horizon, a) f32 in the spec's units; the episode's last action is repeated."""
         rows = chunk_rows(np.asarray(ticks), self._last_tick[self.ticks.episode[ticks]], self.meta.horizon)
         return self.ticks.delta[rows]
 
     def previous_action(self, ticks: np.ndarray) -> np.ndarray:
-        """Returns (n, 7) f32: the delta of the tick before, zeros at an episode's start."""
+        """Returns (n, a) f32: the action of the tick before, zeros at an episode's start."""
         ticks = np.asarray(ticks)
         is_first = ticks == self._first_tick[self.ticks.episode[ticks]]
         previous = self.ticks.delta[np.maximum(ticks - 1, 0)]
         return np.where(is_first[:, None], np.float32(0), previous)
 
     def sensor_windows(self, ticks: np.ndarray, size: int | None = None) -> np.ndarray:
-        """Returns (n, size, 1026) in the storage type: the newest rows at each tick, `size` as packed by default.
+        """Returns (n, size, C) in the storage type: the newest rows at each tick, `size` as packed by default.
 
         Rows before the recording's start (or before a gap) repeat its first row; zeros where there is no sensor.
         """
         ticks = np.asarray(ticks)
         size = size or self.meta.sensor_window_size
+        num_channels = self.sensor.shape[1]
         begin, end = self.ticks.sensor_begin[ticks], self.ticks.sensor_end[ticks]
-        start = end - size
-        is_whole = (end >= 0) & (start >= begin)
+        is_whole = is_whole_window(begin, end, size)
         if is_whole.any():
             # Windows as they lie in the stream: one copy of many bytes each, where rows would be many small ones.
-            in_place = sliding_window_view(self.sensor, (size, NUM_CHANNELS))[:, 0]
-            windows = in_place[np.where(is_whole, start, 0)]
+            in_place = sliding_window_view(self.sensor, (size, num_channels))[:, 0]
+            windows = in_place[np.where(is_whole, end - size, 0)]
         else:
-            windows = np.empty((len(ticks), size, NUM_CHANNELS), self.sensor.dtype)
-        for i in np.flatnonzero(~is_whole).tolist():
-            if end[i] < 0:
-                windows[i] = 0
-            else:
-                windows[i] = self.sensor[np.maximum(np.arange(start[i], end[i]), begin[i])]
+            windows = np.empty((len(ticks), size, num_channels), self.sensor.dtype)
+        windows[end < 0] = 0
+        short = np.flatnonzero(~is_whole & (end >= 0))
+        for i, rows in zip(short.tolist(), window_rows(begin[short], end[short], size), strict=True):
+            windows[i] = self.sensor[rows]
         self._release_pages(windows.nbytes)
         return windows
 
@@ -317,6 +298,14 @@ class PackedDataset:
                     mask |= (episodes == index) & (times >= segment.start) & (times <= segment.end)
         return mask
 
+    def batch_columns(self, ticks: np.ndarray) -> dict[str, np.ndarray]:
+        """Returns the registered columns that batches carry, at some ticks: name → (n, *shape); {} without any."""
+        return {
+            column.name: self.ticks.columns[column.name][ticks]
+            for column in self.columns
+            if column.in_batches
+        }
+
     # --- vision-language records ---
 
     def record_index(self, ticks: np.ndarray) -> np.ndarray:
@@ -330,7 +319,7 @@ class PackedDataset:
     @cached_property
     def records(self) -> Sequence[VLRecord]:
         """The records, one per camera instant, made when asked for."""
-        return _Records(self)
+        return Records(self)
 
     @cached_property
     def record_views(self) -> np.ndarray:
@@ -351,7 +340,7 @@ class PackedDataset:
 
 
 def _map_sensor(path: Path) -> tuple[np.ndarray, mmap.mmap]:
-    """Maps the stream (R, 1026), and returns the map beside it, so that its pages can be released."""
+    """Maps the stream (R, C), and returns the map beside it, so that its pages can be released."""
     with open(path, "rb") as file:
         if np.lib.format.read_magic(file) != (1, 0):
             raise ValueError(f"{path.name}: unknown version")
@@ -359,41 +348,6 @@ def _map_sensor(path: Path) -> tuple[np.ndarray, mmap.mmap]:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         count = int(np.prod(shape))
         return np.frombuffer(mapped, dtype, count, offset=file.tell()).reshape(shape), mapped
-
-
-class _Records(Sequence[VLRecord]):
-    def __init__(self, dataset: PackedDataset) -> None:
-        self._dataset = dataset
-        self._images = dataset.array("instant_images")
-        self._episode = dataset.array("instant_episode")
-        self._digest = dataset.array("image_digest")
-        self._start = dataset.array("image_start")
-        self._text = dataset.array("image_path")
-        self._folders: dict[int, Path] = {}
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(index)
-        episode = int(self._episode[index])
-        if episode not in self._folders:
-            self._folders[episode] = self._dataset.folder(episode)
-        images = tuple(
-            ImageRef(view, self._folders[episode] / self._path(row), self._digest[row].tobytes().hex())
-            for view, row in zip(self._dataset.meta.views, self._images[index].tolist(), strict=True)
-            if row >= 0
-        )
-        return VLRecord(self._dataset.episodes[episode].instruction, images)
-
-    def __iter__(self) -> Iterator[VLRecord]:
-        return (self[i] for i in range(len(self)))
-
-    def _path(self, row: int) -> str:
-        return self._text[self._start[row] : self._start[row + 1]].tobytes().decode()
 
 
 def _episode_entry(raw: dict[str, Any]) -> EpisodeEntry:

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from vla_jax.dataset.statistics import SensorAccumulator, SensorMoments
-from vla_jax.recordings.recording import NUM_CHANNELS, EpisodeError, SensorRecording
+from vla_jax.recordings.findings import EpisodeError
+from vla_jax.recordings.sensor_rows import SensorRecording
 
 # How far a window's time stamp may be off; the rows themselves decide within it.
 JITTER_SECONDS = 0.02
@@ -38,12 +39,14 @@ class SensorStream:
 
 
 def write_stream(recording: SensorRecording, path: Path, dtype: np.dtype) -> SensorStream:
-    """Writes the joined rows (R, 1026) of `dtype` to `path`, raw, and returns what they are.
+    """Writes the joined rows (R, C) of `dtype` to `path`, raw, and returns what they are.
 
     Raises:
-        EpisodeError: a value is not finite, or does not fit `dtype`.
+        EpisodeError: a value is not finite, or does not fit `dtype`; there is no more than the force.
     """
     rows = recording.rows
+    if rows.channels < 2:
+        raise EpisodeError(f"{rows.file}: has {rows.channels} channel(s), expected the force and depth bins")
     if rows.window_rows == 1:
         return _write_rows(recording, path, dtype)
     joiner = _Joiner(recording)
@@ -83,7 +86,7 @@ def _write_rows(recording: SensorRecording, path: Path, dtype: np.dtype) -> Sens
 
 
 def _checked(rows: np.ndarray, dtype: np.dtype, file: str, window_of: Callable[[int], int]) -> np.ndarray:
-    """Returns rows (n, 1026) as `dtype`; window_of names a row's window in errors. Raises EpisodeError."""
+    """Returns rows (n, C) as `dtype`; window_of names a row's window in errors. Raises EpisodeError."""
     with np.errstate(over="ignore"):
         stored = rows.astype(dtype, copy=False)
     is_finite = np.isfinite(stored)
@@ -99,7 +102,7 @@ def _checked(rows: np.ndarray, dtype: np.dtype, file: str, window_of: Callable[[
 
 @dataclass(frozen=True)
 class _Piece:
-    """Rows to store (n, 1026) of windows that follow each other.
+    """Rows to store (n, C) of windows that follow each other.
 
     first: number of the first window; skipped: its rows that are stored already; window_rows: rows of a window.
     """
@@ -188,7 +191,7 @@ class _Joiner:
         if new_segment:
             self.segment_starts.append(self._num_rows)
             self._last_time = -np.inf
-        rows = windows.reshape(-1, NUM_CHANNELS)[self.window_rows - num_new :]
+        rows = windows.reshape(-1, windows.shape[-1])[self.window_rows - num_new :]
         ends = self.end_times[index : index + len(windows), None]
         times = (ends - np.arange(self.window_rows - 1, -1, -1) / self.hz).ravel()[-len(rows) :]
         times = np.maximum.accumulate(np.maximum(times, self._last_time))

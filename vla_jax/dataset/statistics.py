@@ -1,17 +1,17 @@
 """Statistics of a data set: float64 moments merged over episodes, extremes, quantiles.
 
-Sums over a row of 1025 bins are taken in float32 around the episode's first value and then added in float64, so
+Sums over a row of depth bins are taken in float32 around the episode's first value and then added in float64, so
 that a large offset costs no precision. Quantiles of actions are exact; those of the sensor come from a histogram
 of every 8th row with 2⁻⁸ relative bin width.
 """
 
-from collections.abc import Iterable, Mapping
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-from vla_jax.recordings.recording import NUM_CHANNELS
 
 QUANTILES = (0.001, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999)
 BLOCK_ROWS = 65
@@ -46,6 +46,15 @@ class SensorMoments:
     histogram: np.ndarray
 
     @classmethod
+    def from_bins(
+        cls, moments: np.ndarray, centred: np.ndarray, bins: np.ndarray, counts: np.ndarray
+    ) -> "SensorMoments":
+        """Builds moments from a histogram's occupied bins, numbered through both rows, and their counts."""
+        histogram = np.zeros(2 * NUM_BINS, np.int64)
+        histogram[bins] = counts
+        return cls(moments, centred, histogram.reshape(2, NUM_BINS))
+
+    @classmethod
     def empty(cls) -> "SensorMoments":
         """Returns the moments of no rows."""
         moments = np.zeros((2, 5))
@@ -62,10 +71,12 @@ class SensorAccumulator:
         self._extremes = np.array([[np.inf, -np.inf]] * 2)
         self._histogram = np.zeros((2, NUM_BINS), np.int64)
         self._num_rows = 0
+        self._num_bins = 0
 
     def add(self, rows: np.ndarray) -> None:
-        """rows: (n, 1026) float16 or float32, finite."""
+        """rows: (n, C) float16 or float32, finite."""
         values = rows.astype(np.float32)
+        self._num_bins = values.shape[1] - 1
         if self._shift is None:
             self._shift = np.array([values[0, 0], values[0, 1:].mean()], np.float32)
         for group, part in enumerate((values[:, :1], values[:, 1:])):
@@ -94,7 +105,7 @@ class SensorAccumulator:
         rows_of = np.diff([*starts, len(sums)])
         block_sums = np.add.reduceat(sums, starts, axis=0)
         moments, centred = np.empty((2, 5)), np.empty((2, 2))
-        for group, width in enumerate((1, NUM_CHANNELS - 1)):
+        for group, width in enumerate((1, self._num_bins)):
             first, second = block_sums[:, 2 * group], block_sums[:, 2 * group + 1]
             count = rows_of * width
             within = np.maximum(second - first**2 / count, 0.0)
@@ -152,7 +163,7 @@ def sensor_statistics(merged: SensorMoments) -> dict[str, FeatureStatistics]:
 
 
 def action_statistics(actions: np.ndarray) -> FeatureStatistics:
-    """Returns the statistics of actions (n, 7), n >= 1, in float64."""
+    """Returns the statistics of actions (n, a), n >= 1, in float64."""
     actions = np.asarray(actions, np.float64)
     return FeatureStatistics(
         len(actions),
@@ -162,6 +173,18 @@ def action_statistics(actions: np.ndarray) -> FeatureStatistics:
         actions.max(axis=0),
         dict(zip(QUANTILES, np.quantile(actions, QUANTILES, axis=0), strict=True)),
     )
+
+
+def write_statistics(path: Path, moments: Iterable[SensorMoments], actions: Sequence[np.ndarray]) -> None:
+    """Writes the statistics of the given episodes as JSON: of their sensor, and of "actions" if there are any.
+
+    actions: (n, a) of each episode.
+    """
+    statistics = sensor_statistics(merge_moments(moments))
+    actions = [of_episode for of_episode in actions if len(of_episode)]
+    if actions:
+        statistics["actions"] = action_statistics(np.concatenate(actions))
+    path.write_text(json.dumps(statistics_to_json(statistics), indent=1), encoding="utf-8")
 
 
 def _histogram_quantiles(histogram: np.ndarray) -> dict[float, float]:

@@ -1,59 +1,70 @@
 """Reads `capture` episodes: raw recordings robot_state_*.csv, sensor_data_*.npz and View*/[left|right/]*.jpg."""
 
 import re
+from collections.abc import Collection
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import numpy as np
 
-from vla_jax.recordings import untrusted_files
-from vla_jax.recordings.recording import (
-    IMAGE_SUFFIXES,
-    NUM_CHANNELS,
-    EpisodeError,
-    Recording,
-    SensorRecording,
-    ViewImages,
-    task_instruction,
-)
-from vla_jax.recordings.windows import DEFAULT_SENSOR_HZ, pose_columns, view_images
+from vla_jax.recordings.findings import EpisodeError
+from vla_jax.recordings.frame import Frame, frame_times, frames_in
+from vla_jax.recordings.lab import NUM_CHANNELS, POSE_NAMES, SENSOR_HZ, pose_columns, task_instruction
+from vla_jax.recordings.reader import EpisodeReader
+from vla_jax.recordings.recording import Recording
+from vla_jax.recordings.sensor_rows import RowMembers, SensorRecording
+from vla_jax.recordings.untrusted_files import check_times, read_csv_columns
+from vla_jax.recordings.untrusted_npz import open_npz
 
+POSE_FILES = "robot_state_*.csv"
+SENSOR_FILES = "sensor_data_*.npz"
 FORCE_NAMES = ("forces", "force")
 ASCAN_NAMES = ("alines", "aline")
-MATCH_LIMIT_SECONDS = 0.010
 
 
-def read_capture(
-    folder: Path, match_limit: float = MATCH_LIMIT_SECONDS, *, with_sensor: bool = True
-) -> Recording:
-    """Reads one raw recording; pictures and sensor arrays are listed, not read.
+@dataclass(frozen=True)
+class CaptureOptions:
+    """Settings of the `capture` reader."""
 
-    match_limit: a picture further than this many seconds from every pose is dropped and counted.
-    with_sensor: False leaves the sensor's file unopened.
+    match_limit: float = 0.010
+    """A picture further than this many seconds from every pose is dropped and counted."""
 
-    Raises:
-        EpisodeError: a file is damaged, or there are several where one is expected.
-    """
-    recording = Recording(
-        name=folder.resolve().name,
-        format="capture",
-        folder=folder,
-        instruction=task_instruction(folder),
-    )
-    with recording.collecting():
-        path = _only_file(folder, "robot_state_*.csv")
-        if path is not None:
-            recording.pose_times, recording.poses = pose_columns(
-                untrusted_files.read_csv_columns(path), path.name
-            )
-    with recording.collecting():
-        views = read_capture_views(folder)
-        recording.views = _matched(views, recording, match_limit)
-    if with_sensor:
+
+class CaptureReader(EpisodeReader):
+    """The lab's raw recordings."""
+
+    kind = "capture"
+    told_by = f"{POSE_FILES} or {SENSOR_FILES}"
+    options = CaptureOptions
+
+    def recognises(self, names: Collection[str]) -> bool:
+        """By a file of poses or of sensor rows."""
+        return any(fnmatchcase(name, pattern) for name in names for pattern in (POSE_FILES, SENSOR_FILES))
+
+    def read(
+        self, episode: Path, options: CaptureOptions = CaptureOptions(), *, with_sensor: bool = True
+    ) -> Recording:
+        """Faults are all collected: of damaged files, and where there are several but one is expected."""
+        recording = Recording(
+            name=episode.resolve().name,
+            format=self.kind,
+            folder=episode,
+            instruction=task_instruction(episode),
+            state_names=POSE_NAMES,
+        )
         with recording.collecting():
-            path = _only_file(folder, "sensor_data_*.npz")
+            path = _only_file(episode, POSE_FILES)
             if path is not None:
-                recording.sensor = _sensor(path, recording.notes)
-    return recording
+                recording.times, recording.state = pose_columns(read_csv_columns(path), path.name)
+        with recording.collecting():
+            recording.views = _matched(_views(episode), recording, options.match_limit)
+        if with_sensor:
+            with recording.collecting():
+                path = _only_file(episode, SENSOR_FILES)
+                if path is not None:
+                    recording.sensor = _sensor(path, recording.notes)
+        return recording
 
 
 def _only_file(folder: Path, pattern: str) -> Path | None:
@@ -63,34 +74,32 @@ def _only_file(folder: Path, pattern: str) -> Path | None:
     return found[0] if found else None
 
 
-def read_capture_views(folder: Path) -> dict[str, ViewImages]:
+def _views(folder: Path) -> dict[str, tuple[Frame, ...]]:
     """Lists the pictures of View*/ and View*/left, View*/right; the latter become views View1_left, View1_right."""
     views = {}
     for view_folder in sorted(folder.iterdir()):
         if not view_folder.is_dir() or not re.fullmatch(r"[Vv]iew\w*", view_folder.name):
             continue
         for side in ("", "left", "right"):
-            place = view_folder / side
-            if not place.is_dir():
-                continue
-            names = [entry.name for entry in place.iterdir() if entry.suffix.lower() in IMAGE_SUFFIXES]
-            if names:
-                view = "_".join(filter(None, (view_folder.name, side)))
-                views[view] = view_images(names, "/".join(filter(None, (view_folder.name, side))))
+            place = "/".join(filter(None, (view_folder.name, side)))
+            frames = frames_in(folder, place) if (folder / place).is_dir() else ()
+            if frames:
+                views[place.replace("/", "_")] = frames
     return views
 
 
-def _matched(views: dict[str, ViewImages], recording: Recording, limit: float) -> dict[str, ViewImages]:
-    if recording.pose_times is None:
+def _matched(
+    views: dict[str, tuple[Frame, ...]], recording: Recording, limit: float
+) -> dict[str, tuple[Frame, ...]]:
+    if recording.times is None:
         return views
     matched, num_dropped, num_all = {}, 0, 0
-    for view, images in views.items():
-        keep = distance_to_nearest(recording.pose_times, images.times) <= limit
+    for view, frames in views.items():
+        keep = distance_to_nearest(recording.times, frame_times(frames)) <= limit
         num_all += len(keep)
         num_dropped += int((~keep).sum())
-        paths = tuple(path for path, kept in zip(images.paths, keep, strict=True) if kept)
-        if paths:
-            matched[view] = ViewImages(images.times[keep], paths)
+        if keep.any():
+            matched[view] = tuple(frame for frame, kept in zip(frames, keep, strict=True) if kept)
     if num_dropped:
         recording.notes.append(
             f"{num_dropped} of {num_all} pictures dropped: no pose within {1000 * limit:g} ms of them"
@@ -106,7 +115,7 @@ def distance_to_nearest(times: np.ndarray, moments: np.ndarray) -> np.ndarray:
 
 
 def _sensor(path: Path, notes: list[str]) -> SensorRecording | None:
-    members = untrusted_files.open_npz(path)
+    members = open_npz(path)
     force = next((members[name] for name in FORCE_NAMES if name in members), None)
     ascan = next((members[name] for name in ASCAN_NAMES if name in members), None)
     if "timestamps" not in members or force is None:
@@ -130,5 +139,5 @@ def _sensor(path: Path, notes: list[str]) -> SensorRecording | None:
     times = members["timestamps"].read().astype(np.float64)
     if times.shape != (num_rows,):
         raise EpisodeError(f"{path.name}: {times.shape} timestamps for {num_rows} forces")
-    untrusted_files.check_times(times, f"{path.name}[timestamps]")
-    return SensorRecording(untrusted_files.RowMembers(force, ascan), times, DEFAULT_SENSOR_HZ)
+    check_times(times, f"{path.name}[timestamps]")
+    return SensorRecording(RowMembers(force, ascan), times, SENSOR_HZ)

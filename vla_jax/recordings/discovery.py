@@ -1,4 +1,4 @@
-"""Finds recorded episodes under folders and tells their formats apart."""
+"""Finds recorded episodes under folders, whichever reader's they are."""
 
 import difflib
 import glob
@@ -9,21 +9,22 @@ from pathlib import Path
 from typing import TypeVar
 
 from vla_jax.errors import UserError
+from vla_jax.recordings.findings import EpisodeError
+from vla_jax.recordings.reader import EpisodeReader
+from vla_jax.recordings.registry import readers, recognise
 
 ValueT = TypeVar("ValueT")
-
-FORMATS = ("legacy", "windows", "capture")
 
 
 @dataclass(frozen=True)
 class EpisodeFolder:
-    """An episode on disk.
+    """An episode on disk, and the reader that knows it.
 
     source: the folder or pattern under which it was found, as the user gave it; root: the folder it came to.
     """
 
     path: Path
-    format: str
+    reader: EpisodeReader
     source: str
     root: Path
 
@@ -42,20 +43,6 @@ class EpisodeFolder:
         return (self.source, *(folders if len(folders) > 1 else (path.parent.name, path.name)))
 
 
-def episode_format(names: Sequence[str]) -> str | None:
-    """Returns the format of a folder that holds files and folders of these names; None if it is no episode."""
-    if "data.pkl" in names:
-        return "legacy"
-    if "metadata.json" in names:
-        return "windows"
-    for name in names:
-        if name.startswith("robot_state_") and name.endswith(".csv"):
-            return "capture"
-        if name.startswith("sensor_data_") and name.endswith(".npz"):
-            return "capture"
-    return None
-
-
 def find_episodes(sources: Sequence[str]) -> list[EpisodeFolder]:
     """Returns every episode under the given folders or glob patterns, each once, in order of its path.
 
@@ -69,10 +56,8 @@ def find_episodes(sources: Sequence[str]) -> list[EpisodeFolder]:
         roots = _expand(source)
         episodes = [episode for root in roots for episode in _walk(root, source)]
         if not episodes:
-            raise UserError(
-                f"{source}: holds no episodes; looked in it and below for folders with metadata.json, data.pkl, "
-                "robot_state_*.csv or sensor_data_*.npz"
-            )
+            told_by = ", ".join(reader.told_by for reader in readers())
+            raise UserError(f"{source}: holds no episodes; looked in it and below for folders with {told_by}")
         for episode in episodes:
             found.setdefault(episode.path.resolve(), episode)
     return [found[path] for path in sorted(found)]
@@ -116,9 +101,13 @@ def _expand(source: str) -> list[Path]:
 def _walk(root: Path, source: str) -> list[EpisodeFolder]:
     episodes = []
     for folder, subfolders, files in os.walk(root, followlinks=False):
-        kind = episode_format(sorted(files))
-        if kind is not None:
-            episodes.append(EpisodeFolder(Path(folder), kind, source, root))
+        reader = recognise([*files, *(f"{name}/" for name in subfolders)])
+        if reader is not None:
+            try:
+                found = reader.episodes(Path(folder))
+            except EpisodeError as error:
+                raise UserError(f"{folder}: {error}") from error
+            episodes += [EpisodeFolder(path, reader, source, root) for path in found]
             subfolders.clear()
         else:
             subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))

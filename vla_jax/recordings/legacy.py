@@ -1,75 +1,98 @@
 """Reads `legacy` episodes: data.pkl with actions at 10 Hz, picture paths and perhaps sensor rows per action."""
 
-from collections.abc import Iterator
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
-from vla_jax.recordings import untrusted_files
-from vla_jax.recordings.recording import (
-    ACTION_DIM,
-    NUM_CHANNELS,
-    EpisodeError,
-    Recording,
-    SensorRecording,
-    ViewImages,
-    task_instruction,
-)
+from vla_jax.contracts.specs import LAB_ACTIONS
+from vla_jax.recordings.findings import EpisodeError
+from vla_jax.recordings.frame import Frame, time_in_name
+from vla_jax.recordings.lab import NUM_CHANNELS, POSE_NAMES, task_instruction
+from vla_jax.recordings.reader import EpisodeReader
+from vla_jax.recordings.recording import Recording
 from vla_jax.recordings.restricted_pickle import read_pickle
+from vla_jax.recordings.sensor_rows import ArrayRows, SensorRecording
+from vla_jax.recordings.untrusted_files import check_ordinary
 
 LEGACY_HZ = 10.0
 CONFIDENCE_WITHOUT_SENSOR = 0.5
+MAX_SENSOR_BYTES = 16 << 30
+
+
+@dataclass(frozen=True)
+class LegacyOptions:
+    """Settings of the `legacy` reader."""
+
+    allow_external_images: bool = False
+    """Accept pictures outside the episode's folder, where data.pkl says they are."""
+
+
+class LegacyReader(EpisodeReader):
+    """The lab's oldest format. Its poses are unknown; each action is the delta of one control tick."""
+
+    kind = "legacy"
+    told_by = "data.pkl"
+    options = LegacyOptions
+
+    def recognises(self, names: Collection[str]) -> bool:
+        """By its pickle."""
+        return "data.pkl" in names
+
+    def read(
+        self, episode: Path, options: LegacyOptions = LegacyOptions(), *, with_sensor: bool = True
+    ) -> Recording:
+        """Without `with_sensor` the confidence stays that of the recording.
+
+        Raises:
+            EpisodeError: data.pkl is damaged, hostile, or holds something of the wrong shape.
+        """
+        content = read_legacy_content(episode)
+        sensor = _sensor(episode, content)
+        recording = Recording(
+            name=episode.resolve().name,
+            format=self.kind,
+            folder=episode,
+            instruction=content.instruction or task_instruction(episode),
+            times=_tick_times(content),
+            state_names=POSE_NAMES,
+            actions=content.actions,
+            rate_hz=LEGACY_HZ,
+            in_whole_chunks=True,
+            confidence=1.0 if sensor is not None else CONFIDENCE_WITHOUT_SENSOR,
+        )
+        with recording.collecting():
+            recording.views = _views(content, recording.times, episode, options.allow_external_images)
+        if with_sensor and sensor is not None:
+            recording.sensor = SensorRecording(ArrayRows(sensor, "data.pkl"), recording.times, LEGACY_HZ)
+        return recording
 
 
 @dataclass(frozen=True)
 class LegacyContent:
-    """What data.pkl and sensor_data.npy hold, checked.
+    """What data.pkl holds, checked but for the sensor.
 
-    actions: (T, 7) f32; image_paths: view → stored paths, None where missing; sensor: (T, 1026) or None.
+    actions: (T, 7) f32; image_paths: view → stored paths, None where missing; sensor_data: as stored.
     """
 
     actions: np.ndarray
     image_paths: dict[str, tuple[str | None, ...]]
-    sensor: np.ndarray | None
+    sensor_data: Any
     instruction: str | None
 
 
-@dataclass(frozen=True)
-class ArrayRows:
-    """Sensor rows (R, 1026) in memory, or mapped."""
-
-    array: np.ndarray
-    file: str
-
-    window_rows = 1
-
-    @property
-    def num_windows(self) -> int:
-        """R."""
-        return len(self.array)
-
-    @property
-    def dtype(self) -> np.dtype:
-        """Type of the rows."""
-        return self.array.dtype
-
-    def blocks(self, rows_per_block: int) -> Iterator[np.ndarray]:
-        """Yields (n, 1, 1026) rows in order."""
-        for start in range(0, len(self.array), rows_per_block):
-            yield np.asarray(self.array[start : start + rows_per_block])[:, None]
-
-
 def read_legacy_content(folder: Path) -> LegacyContent:
-    """Reads what a legacy episode stores. Raises EpisodeError."""
+    """Reads data.pkl. Raises EpisodeError."""
     stored = read_pickle(folder / "data.pkl")
     if not isinstance(stored, dict):
         raise EpisodeError(f"data.pkl: holds a {type(stored).__name__}, not a dictionary")
     actions = stored.get("action")
-    if not isinstance(actions, np.ndarray) or actions.ndim != 2 or actions.shape[1] != ACTION_DIM:
+    num_dims = LAB_ACTIONS.size
+    if not isinstance(actions, np.ndarray) or actions.ndim != 2 or actions.shape[1] != num_dims:
         shape = actions.shape if isinstance(actions, np.ndarray) else type(actions).__name__
-        raise EpisodeError(f"data.pkl: action is {shape}, expected an array (T, {ACTION_DIM})")
+        raise EpisodeError(f"data.pkl: action is {shape}, expected an array (T, {num_dims})")
     if not len(actions):
         raise EpisodeError("data.pkl: holds no actions")
     if not np.isfinite(actions).all():
@@ -80,7 +103,7 @@ def read_legacy_content(folder: Path) -> LegacyContent:
     return LegacyContent(
         actions.astype(np.float32),
         _image_paths(stored.get("image", {})),
-        _sensor(folder, stored.get("sensor_data"), len(actions)),
+        stored.get("sensor_data"),
         instruction,
     )
 
@@ -98,19 +121,29 @@ def _image_paths(stored: Any) -> dict[str, tuple[str | None, ...]]:
     return dict(sorted(views.items()))
 
 
-def _sensor(folder: Path, stored: Any, num_actions: int) -> np.ndarray | None:
+def sensor_file(folder: Path, num_actions: int) -> np.ndarray | None:
+    """Maps the (T, 1026) array of sensor_data.npy; None if there is none, or one of another shape.
+
+    Raises:
+        EpisodeError: the file is damaged.
+    """
     beside = folder / "sensor_data.npy"
-    if beside.exists():
-        try:
-            untrusted_files.check_ordinary(beside, untrusted_files.MAX_SENSOR_BYTES)
-            array = np.load(beside, mmap_mode="r", allow_pickle=False)
-        except (ValueError, OSError, EOFError) as error:
-            raise EpisodeError(f"sensor_data.npy: damaged ({error})") from error
-        # The reference ignores one of another shape.
-        if array.shape == (num_actions, NUM_CHANNELS) and array.dtype.kind == "f":
-            return array
-    if stored is None:
+    if not beside.exists():
         return None
+    try:
+        check_ordinary(beside, MAX_SENSOR_BYTES)
+        array = np.load(beside, mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise EpisodeError(f"sensor_data.npy: damaged ({error})") from error
+    # The reference ignores one of another shape.
+    return array if array.shape == (num_actions, NUM_CHANNELS) and array.dtype.kind == "f" else None
+
+
+def _sensor(folder: Path, content: LegacyContent) -> np.ndarray | None:
+    num_actions, stored = len(content.actions), content.sensor_data
+    beside = sensor_file(folder, num_actions)
+    if beside is not None or stored is None:
+        return beside
     if isinstance(stored, dict):
         parts = [stored.get("force"), stored.get("fpi")]
         if not all(isinstance(part, np.ndarray) and part.dtype.kind in "fiu" for part in parts):
@@ -134,42 +167,13 @@ def _sensor(folder: Path, stored: Any, num_actions: int) -> np.ndarray | None:
     return stored.astype(np.float32)
 
 
-def read_legacy(folder: Path, *, allow_external: bool = False, with_sensor: bool = True) -> Recording:
-    """Reads one `legacy` episode. Its poses are unknown; each action is the delta of one control tick.
-
-    allow_external: accept pictures outside the episode's folder, where data.pkl says they are.
-    with_sensor: False leaves out the sensor rows; the confidence stays that of the recording.
-
-    Raises:
-        EpisodeError: data.pkl is damaged, hostile, or holds something of the wrong shape.
-    """
-    content = read_legacy_content(folder)
-    recording = Recording(
-        name=folder.resolve().name,
-        format="legacy",
-        folder=folder,
-        instruction=content.instruction or task_instruction(folder),
-        actions=content.actions,
-        robot_hz=LEGACY_HZ,
-        confidence=1.0 if content.sensor is not None else CONFIDENCE_WITHOUT_SENSOR,
-    )
-    recording.pose_times = _tick_times(content)
-    with recording.collecting():
-        recording.views = _views(content, recording.pose_times, folder, allow_external)
-    if with_sensor and content.sensor is not None:
-        recording.sensor = SensorRecording(
-            ArrayRows(content.sensor, "data.pkl"), recording.pose_times, LEGACY_HZ
-        )
-    return recording
-
-
 def _tick_times(content: LegacyContent) -> np.ndarray:
     """Pictures and actions share their index: the ticks are the pictures' times where these are usable."""
     nominal = np.arange(len(content.actions)) / LEGACY_HZ
     for paths in content.image_paths.values():
         if len(paths) == len(nominal) and None not in paths:
             try:
-                times = np.array([untrusted_files.image_time(path) for path in paths])
+                times = np.array([time_in_name(path) for path in paths])
             except EpisodeError:
                 continue
             if (np.diff(times) > 0).all():
@@ -179,7 +183,7 @@ def _tick_times(content: LegacyContent) -> np.ndarray:
 
 def _views(
     content: LegacyContent, ticks: np.ndarray, folder: Path, allow_external: bool
-) -> dict[str, ViewImages]:
+) -> dict[str, tuple[Frame, ...]]:
     views, missing = {}, []
     for view, paths in content.image_paths.items():
         found = []
@@ -189,7 +193,9 @@ def _views(
                 missing.append(path)
             found.append(place)
         if any(found):
-            views[view] = ViewImages(ticks[: len(found)], tuple(found))
+            views[view] = tuple(
+                Frame(folder, place, float(time)) for place, time in zip(found, ticks, strict=False)
+            )
     if missing:
         hint = "" if allow_external else "; --allow-external-images reads them where data.pkl says they are"
         first = repr(missing[0])[:200]

@@ -1,34 +1,17 @@
-"""One recorded episode in memory, whatever format it was read from, and what can be wrong with it."""
+"""One recorded episode in memory, whatever format it was read from."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
+from jaxtyping import Float, Shaped
 
-NUM_CHANNELS = 1026
-"""Sensor channels: the force, then 1025 A-scan depth bins."""
-
-POSE_DIM = 6
-ACTION_DIM = 7
-GRIPPER = 1.0
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
-
-
-class EpisodeError(Exception):
-    """What makes one episode unusable; the message names the file, relative to the episode's folder."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """A remark on one episode: a fault leaves it out of the data set, a note does not."""
-
-    episode: str
-    reason: str
-    is_fault: bool = True
+from vla_jax.contracts.specs import LAB_ACTIONS
+from vla_jax.recordings.findings import EpisodeError
+from vla_jax.recordings.frame import Frame
+from vla_jax.recordings.sensor_rows import SensorRecording
 
 
 @dataclass(frozen=True)
@@ -40,60 +23,46 @@ class Segment:
     end: float
 
 
-class SensorRows(Protocol):
-    """The sensor arrays of one episode on disk, read in blocks."""
-
-    file: str
-    num_windows: int
-    window_rows: int
-    dtype: np.dtype
-
-    def blocks(self, rows_per_block: int) -> Iterator[np.ndarray]:
-        """Yields (n, window_rows, NUM_CHANNELS) arrays, in order, at least one window each."""
-
-
 @dataclass(frozen=True)
-class SensorRecording:
-    """Sensor windows and the time of each window's last row; single rows are windows of one row."""
+class Stream:
+    """Values of a per-tick column as they were recorded (`vla_jax.dataset.schema.register_column`)."""
 
-    rows: SensorRows
-    end_times: np.ndarray
-    hz: float
-
-
-@dataclass(frozen=True)
-class ViewImages:
-    """The pictures of one view. times: (m,) f64, ascending; paths: relative to the episode's folder.
-
-    A path of None stands for a picture that the recording itself marks as missing.
-    """
-
-    times: np.ndarray
-    paths: tuple[str | None, ...]
+    times: Float[np.ndarray, " m"]
+    """Unix seconds, ascending."""
+    values: Shaped[np.ndarray, "m ..."]
 
 
 @dataclass
 class Recording:
-    """One episode as recorded.
-
-    pose_times: (n,) f64 unix seconds; poses: (n, 6) f64, mm and degrees. Both None when nothing moved.
-    actions: (n, 7) f32, one per `pose_times`; only where the recording holds deltas and no poses (legacy).
-    robot_hz: nominal rate of the poses; only the reference's pairing by index uses it.
-    confidence: weight of its samples in training.
-    """
+    """One episode as recorded. Readers fill in what there is; all times are unix seconds on one clock."""
 
     name: str
     format: str
     folder: Path
     instruction: str
-    pose_times: np.ndarray | None = None
-    poses: np.ndarray | None = None
-    actions: np.ndarray | None = None
-    robot_hz: float = 100.0
-    views: dict[str, ViewImages] = field(default_factory=dict)
+    times: Float[np.ndarray, " n"] | None = None
+    """Of the rows of `state` and `actions`, ascending; None when nothing moved."""
+    state: Float[np.ndarray, "n p"] | None = None
+    """Recorded pose (mm and degrees) or joint values; None where only actions were recorded."""
+    state_names: tuple[str, ...] = ()
+    """One for each of the p values."""
+    actions: Float[np.ndarray, "n a"] | None = None
+    """Recorded actions, each of one control tick. None: they are the deltas of the pose between ticks."""
+    action_names: tuple[str, ...] = LAB_ACTIONS.names
+    action_units: tuple[str, ...] = LAB_ACTIONS.units
+    rate_hz: float = 100.0
+    """Nominal rate of `times`: recorded actions must have that of the data set's; for poses only the reference's
+    pairing by index uses it."""
+    in_whole_chunks: bool = False
+    """Whether the reference, when it pairs by index, shows whole action chunks only, with pictures of their own."""
+    views: dict[str, Sequence[Frame]] = field(default_factory=dict)
+    """Each camera's pictures by ascending time."""
     sensor: SensorRecording | None = None
+    streams: dict[str, Stream] = field(default_factory=dict)
+    """What fills registered per-tick columns, by the column's name; others are not used."""
     segments: tuple[Segment, ...] = ()
     confidence: float = 1.0
+    """Weight of its samples in training."""
     notes: list[str] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
 
@@ -104,9 +73,3 @@ class Recording:
             yield
         except EpisodeError as error:
             self.faults.append(str(error))
-
-
-def task_instruction(folder: Path) -> str:
-    """Returns the prompt for an episode that names none: the reference's sentence about its task folder."""
-    task = folder.resolve().parent.name.replace("_", " ").strip()
-    return f"Perform {task} insertion task."

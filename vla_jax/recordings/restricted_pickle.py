@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from vla_jax.recordings.recording import EpisodeError
+from vla_jax.recordings.findings import EpisodeError
 from vla_jax.recordings.untrusted_files import check_ordinary
 
 MAX_PICKLE_BYTES = 1 << 30

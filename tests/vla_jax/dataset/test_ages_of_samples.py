@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from tests.vla_jax.recordings.recorded_episodes import START, sensor_rows, write_windows_episode
-from vla_jax.dataset.preparation import PrepareOptions, prepare
+from vla_jax.dataset.options import PrepareOptions
+from vla_jax.dataset.preparation import prepare
 from vla_jax.reporting.inspection import picture_ages, sensor_ages
 
 TOLERANCE = 2e-5

@@ -14,10 +14,10 @@ from tests.vla_jax.recordings.recorded_episodes import (
     write_data_set,
     write_windows_episode,
 )
-from vla_jax.dataset import preparation
+from vla_jax.dataset import joining, preparation
+from vla_jax.dataset.options import EpisodeOptions, PrepareOptions
 from vla_jax.dataset.packed_dataset import PackedDataset
-from vla_jax.dataset.packed_episode import PartOptions
-from vla_jax.dataset.preparation import FaultyEpisodesError, PrepareOptions, prepare
+from vla_jax.dataset.preparation import FaultyEpisodesError, prepare
 from vla_jax.errors import UserError
 
 
@@ -182,9 +182,9 @@ def test_a_run_killed_while_joining_leaves_the_old_set_and_completes_later(sourc
     def killed(*args):
         raise KeyboardInterrupt
 
-    for step in ("_write_statistics", "_write_sensor"):
+    for step in ("write_statistics", "write_joined_stream"):
         with monkeypatch.context() as patch:
-            patch.setattr(preparation, step, killed)
+            patch.setattr(joining, step, killed)
             with pytest.raises(KeyboardInterrupt):
                 prepare([str(source)], out, PrepareOptions(vlm_reuse_count=2))
         assert PackedDataset.open(out).describe() == before
@@ -201,7 +201,7 @@ def test_a_killed_first_run_keeps_its_parts(source, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(preparation, "_join", killed)
+        patch.setattr(preparation, "join", killed)
         with pytest.raises(KeyboardInterrupt):
             prepare([str(source)], out, PrepareOptions())
     with pytest.raises(UserError, match="holds no packed data set"):
@@ -259,7 +259,7 @@ def test_pose_only_and_sensor_only_sets_are_described(tmp_path):
 
 
 def test_index_alignment_pairs_by_position(source, tmp_path):
-    options = PrepareOptions(part=PartOptions(alignment="index"))
+    options = PrepareOptions(episode=EpisodeOptions(alignment="index"))
     packed = prepare([str(source / "Task_0/episode_000")], tmp_path / "d", options).dataset
     ticks = packed.sample_ticks("all")
     # 201 poses, an interval of 10: (201 − 10) // 10 samples, although 20 ticks have a next pose.
@@ -323,6 +323,6 @@ def test_another_folder_is_never_overwritten(source, tmp_path):
 
 def test_impossible_settings_are_refused():
     with pytest.raises(UserError, match="action-hz"):
-        PrepareOptions(part=PartOptions(action_hz=0))
+        PrepareOptions(episode=EpisodeOptions(action_hz=0))
     with pytest.raises(UserError, match="val-fraction"):
         PrepareOptions(val_fraction=1.5)

@@ -11,8 +11,9 @@ import pytest
 from tests.commands import REPOSITORY
 from tests.vla_jax.dataset.test_batches import fill_cache, provenance
 from tests.vla_jax.recordings.recorded_episodes import write_data_set
+from vla_jax.dataset.options import PrepareOptions
 from vla_jax.dataset.packed_dataset import PackedDataset
-from vla_jax.dataset.preparation import PrepareOptions, prepare
+from vla_jax.dataset.preparation import prepare
 
 NUM_ROWS = 1_400_000
 LIMIT = 1_000_000_000

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from tests.vla_jax.recordings.recorded_episodes import sensor_rows
 from vla_jax.dataset.sensor_stream import write_stream
 from vla_jax.dataset.statistics import merge_moments, sensor_statistics
-from vla_jax.recordings.recording import EpisodeError, SensorRecording
+from vla_jax.recordings.findings import EpisodeError
+from vla_jax.recordings.sensor_rows import SensorRecording
 
 
 @dataclass
@@ -19,6 +20,7 @@ class MemoryRows:
 
     num_windows = property(lambda self: len(self.windows))
     window_rows = property(lambda self: self.windows.shape[1])
+    channels = property(lambda self: self.windows.shape[2])
     dtype = property(lambda self: self.windows.dtype)
 
     def blocks(self, rows_per_block):

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from tests.vla_jax.recordings.recorded_episodes import START, jpeg, poses_csv, sensor_rows
-from vla_jax.dataset.preparation import PrepareOptions, prepare
-from vla_jax.recordings.capture import read_capture
+from vla_jax.dataset.options import PrepareOptions
+from vla_jax.dataset.preparation import prepare
+from vla_jax.recordings.capture import CaptureOptions, CaptureReader
 
 NAMES = {"plural": ("forces", "alines"), "singular": ("force", "aline")}
 
@@ -46,10 +47,10 @@ def test_reads_both_names_of_the_arrays_and_both_view_layouts(names, tmp_path):
 def test_pictures_far_from_every_pose_are_dropped_and_counted(tmp_path):
     folder = write_capture_episode(tmp_path / "t" / "e")
     (folder / "View3" / f"x_{START + 9:.3f}.jpg").write_bytes(jpeg(1))
-    recording = read_capture(folder)
-    assert len(recording.views["View3"].paths) == 10
+    recording = CaptureReader().read(folder)
+    assert len(recording.views["View3"]) == 10
     assert recording.notes == ["1 of 31 pictures dropped: no pose within 10 ms of them"]
-    strict = read_capture(folder, match_limit=0.001)
+    strict = CaptureReader().read(folder, CaptureOptions(match_limit=0.001))
     assert strict.views == {}
     assert strict.notes == ["31 of 31 pictures dropped: no pose within 1 ms of them"]
 
@@ -64,7 +65,7 @@ def test_pictures_far_from_every_pose_are_dropped_and_counted(tmp_path):
     ],
 )
 def test_arrays_that_do_not_fit_are_faults(arrays, message, tmp_path):
-    faults = read_capture(write_capture_episode(tmp_path / "t" / "e", **arrays)).faults
+    faults = CaptureReader().read(write_capture_episode(tmp_path / "t" / "e", **arrays)).faults
     assert len(faults) == 1
     assert re.search(message, faults[0])
 
@@ -72,7 +73,7 @@ def test_arrays_that_do_not_fit_are_faults(arrays, message, tmp_path):
 def test_force_alone_is_described_and_packed_without_sensor(tmp_path):
     folder = write_capture_episode(tmp_path / "t" / "e")
     np.savez(folder / "sensor_data_20250101.npz", forces=np.zeros(9), timestamps=START + np.arange(9.0))
-    recording = read_capture(folder)
+    recording = CaptureReader().read(folder)
     assert recording.sensor is None
     assert "no A-scan" in recording.notes[0]
     assert recording.faults == []
@@ -81,4 +82,4 @@ def test_force_alone_is_described_and_packed_without_sensor(tmp_path):
 def test_two_state_files_are_a_fault(tmp_path):
     folder = write_capture_episode(tmp_path / "t" / "e")
     (folder / "robot_state_2.csv").write_text("")
-    assert "2 such files" in read_capture(folder).faults[0]
+    assert "2 such files" in CaptureReader().read(folder).faults[0]

@@ -11,7 +11,9 @@ import pytest
 from tests.vla_jax.recordings.recorded_episodes import write_windows_episode
 from tests.vla_jax.recordings.test_capture import write_capture_episode
 from tests.vla_jax.recordings.test_legacy import Hostile, write_legacy_episode
-from vla_jax.dataset.packed_episode import PartOptions, load_part, make_part
+from vla_jax.dataset.episode_packing import pack_episode
+from vla_jax.dataset.options import EpisodeOptions
+from vla_jax.dataset.packed_episode import load_packed
 from vla_jax.errors import UserError
 from vla_jax.recordings.discovery import find_episodes
 
@@ -132,7 +134,7 @@ def test_every_damaged_input_ends_in_a_fault_or_in_its_own_data(sound, tmp_path)
     clean = {}
     for kind in ("windows", "legacy", "capture"):
         episode = find_episodes([str(sound / kind)])[0]
-        assert not [f for f in make_part(episode, PartOptions(), tmp_path / kind, "x") if f.is_fault]
+        assert not [f for f in pack_episode(episode, EpisodeOptions(), tmp_path / kind, "x") if f.is_fault]
         clean[kind] = (tmp_path / kind / "sensor.bin").read_bytes()
     num_faulty = 0
     for case in range(NUM_CASES):
@@ -160,14 +162,14 @@ def test_every_damaged_input_ends_in_a_fault_or_in_its_own_data(sound, tmp_path)
             shutil.rmtree(work)
             continue
         part = tmp_path / f"part_{case}"
-        findings = make_part(episode, PartOptions(), part, "x")
+        findings = pack_episode(episode, EpisodeOptions(), part, "x")
         faults = [finding for finding in findings if finding.is_fault]
         assert part.exists() == (not faults), f"case {case}: {faults}"
         if faults:
             num_faulty += 1
             assert all(len(fault.reason) < 1000 for fault in faults)
             assert all("\n" not in fault.reason for fault in faults), f"case {case}"
-        elif load_part(part).info["sensor_rows"] and path.suffix in PROTECTED:
+        elif load_packed(part).info.sensor_rows and path.suffix in PROTECTED:
             assert (part / "sensor.bin").read_bytes() == clean[kind], f"case {case}: {path.name}"
         assert not list(tmp_path.glob(".part*"))
         shutil.rmtree(work)

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from tests.vla_jax.recordings.recorded_episodes import START, jpeg, sensor_rows
-from vla_jax.dataset.packed_episode import PartOptions
-from vla_jax.dataset.preparation import PrepareOptions, prepare
-from vla_jax.recordings.legacy import locate_image, read_legacy
-from vla_jax.recordings.recording import EpisodeError
+from vla_jax.dataset.options import EpisodeOptions, PrepareOptions
+from vla_jax.dataset.preparation import prepare
+from vla_jax.recordings.findings import EpisodeError
+from vla_jax.recordings.legacy import LegacyReader, locate_image
 from vla_jax.recordings.restricted_pickle import read_pickle
 
 NUM_ACTIONS = 30
@@ -39,7 +39,7 @@ def write_legacy_episode(folder, **changes):
 
 
 def pack(folder, out, **options):
-    return prepare([str(folder)], out, PrepareOptions(part=PartOptions(**options))).dataset
+    return prepare([str(folder)], out, PrepareOptions(episode=EpisodeOptions(**options))).dataset
 
 
 def test_actions_pictures_and_sensor_share_their_index(tmp_path):
@@ -94,7 +94,7 @@ def test_missing_pictures_are_counted(tmp_path):
     folder = write_legacy_episode(tmp_path / "t" / "e")
     for path in sorted((folder / "View5").iterdir())[:3]:
         path.unlink()
-    assert "3 picture(s) are not in the episode" in read_legacy(folder).faults[0]
+    assert "3 picture(s) are not in the episode" in LegacyReader().read(folder).faults[0]
 
 
 class Hostile:
@@ -176,4 +176,4 @@ def test_arrays_survive_every_protocol(protocol, tmp_path):
 def test_wrong_content_is_named(changes, message, tmp_path):
     folder = write_legacy_episode(tmp_path / "t" / "e", **changes)
     with pytest.raises(EpisodeError, match=message):
-        read_legacy(folder)
+        LegacyReader().read(folder)

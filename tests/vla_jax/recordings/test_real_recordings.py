@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 
 from tests.paths import BRIDGE, PARITY
-from vla_jax.dataset.packed_episode import PartOptions
-from vla_jax.dataset.preparation import FaultyEpisodesError, PrepareOptions, prepare
+from vla_jax.dataset.options import EpisodeOptions, PrepareOptions
+from vla_jax.dataset.preparation import FaultyEpisodesError, prepare
 
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
-    options = PrepareOptions(part=PartOptions(action_hz=5.0))
+    options = PrepareOptions(episode=EpisodeOptions(action_hz=5.0))
     return prepare([str(BRIDGE)], tmp_path_factory.mktemp("bridge") / "d", options).dataset
 
 

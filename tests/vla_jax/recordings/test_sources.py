@@ -11,8 +11,8 @@ from tests.vla_jax.recordings.test_capture import write_capture_episode
 from tests.vla_jax.recordings.test_legacy import write_legacy_episode
 from vla_jax.contracts.provenance import Provenance
 from vla_jax.dataset.feature_table import record_keys
-from vla_jax.dataset.packed_episode import PartOptions
-from vla_jax.dataset.preparation import PrepareOptions, prepare
+from vla_jax.dataset.options import EpisodeOptions, PrepareOptions
+from vla_jax.dataset.preparation import prepare
 from vla_jax.errors import UserError
 from vla_jax.recordings.discovery import choose_by_label, find_episodes
 
@@ -104,7 +104,7 @@ def test_the_sensor_can_be_left_out_even_when_it_is_damaged(kind, tmp_path):
         (folder / "sensor_data_20250101.npz").write_bytes(b"no archive")
     else:
         write_legacy_episode(folder)
-    options = PrepareOptions(part=PartOptions(sensor=False))
+    options = PrepareOptions(episode=EpisodeOptions(sensor=False))
     packed = prepare([str(folder)], tmp_path / "d", options).dataset
     assert not packed.episodes[0].has_sensor
     assert packed.sensor.shape == (0, 1026)

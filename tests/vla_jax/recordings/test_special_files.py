@@ -8,7 +8,8 @@ import pytest
 from tests.vla_jax.recordings.recorded_episodes import write_windows_episode
 from tests.vla_jax.recordings.test_capture import write_capture_episode
 from tests.vla_jax.recordings.test_legacy import write_legacy_episode
-from vla_jax.dataset.packed_episode import PartOptions, fingerprint, make_part
+from vla_jax.dataset.episode_packing import pack_episode
+from vla_jax.dataset.options import EpisodeOptions
 from vla_jax.recordings.discovery import find_episodes
 
 WRITERS = {"windows": write_windows_episode, "capture": write_capture_episode, "legacy": write_legacy_episode}
@@ -50,7 +51,7 @@ def test_a_file_without_end_is_a_fault(kind, pattern, special, tmp_path, alarm):
     else:
         path.symlink_to("/dev/zero")
     episode = find_episodes([str(folder)])[0]
-    findings = make_part(episode, PartOptions(), tmp_path / "part", fingerprint(folder))
+    findings = pack_episode(episode, EpisodeOptions(), tmp_path / "part", episode.reader.fingerprint(folder))
     faults = [finding.reason for finding in findings if finding.is_fault]
     assert len(faults) == 1
     assert f"{path.name}: is no ordinary file" in faults[0]

@@ -4,25 +4,26 @@ import os
 import re
 import warnings
 import zipfile
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from tests.vla_jax.recordings.recorded_episodes import START, jpeg, sensor_rows, write_windows_episode
-from vla_jax.dataset.packed_episode import PartOptions, fingerprint, load_part, make_part
+from vla_jax.dataset.episode_packing import pack_episode
+from vla_jax.dataset.options import EpisodeOptions
+from vla_jax.dataset.packed_episode import load_packed
 from vla_jax.errors import UserError
-from vla_jax.recordings import untrusted_files
-from vla_jax.recordings.discovery import EpisodeFolder, find_episodes
-from vla_jax.recordings.recording import EpisodeError
+from vla_jax.recordings import untrusted_npz, windows
+from vla_jax.recordings.discovery import find_episodes
+from vla_jax.recordings.findings import EpisodeError
+from vla_jax.recordings.frame import check_picture
+from vla_jax.recordings.windows import WindowsReader
 
 
 def findings_of(folder, directory, **options):
-    kind = find_episodes([str(folder)])[0].format
-    return make_part(
-        EpisodeFolder(folder, kind, "source", folder), PartOptions(**options), directory, "digest"
-    )
+    (episode,) = find_episodes([str(folder)])
+    return pack_episode(episode, EpisodeOptions(**options), directory, "digest")
 
 
 def faults_of(folder, directory, **options):
@@ -53,17 +54,17 @@ def rewrite_npz(path, **changes):
 
 def test_a_sound_episode_has_no_faults(episode, tmp_path):
     assert findings_of(episode, tmp_path / "part") == []
-    part = load_part(tmp_path / "part")
-    assert part.info["instruction"] == "insert"
-    assert part.info["sensor_rows"] == 1300
-    assert len(part.info["images"]) == 20
+    part = load_packed(tmp_path / "part")
+    assert part.info.instruction == "insert"
+    assert part.info.sensor_rows == 1300
+    assert len(part.info.images) == 20
     assert len(part.arrays["time"]) == 20
 
 
 def test_prompt_comes_from_the_task_folder_without_instruction(tmp_path):
     folder = write_windows_episode(tmp_path / "Blue_point" / "e", instruction=None)
     assert findings_of(folder, tmp_path / "part") == []
-    assert load_part(tmp_path / "part").info["instruction"] == "Perform Blue point insertion task."
+    assert load_packed(tmp_path / "part").info.instruction == "Perform Blue point insertion task."
 
 
 def damaged_image(episode):
@@ -227,7 +228,7 @@ def test_absent_modalities_are_notes(tmp_path):
     folder = write_windows_episode(tmp_path / "t" / "e", views=(), has_sensor=False)
     findings = findings_of(folder, tmp_path / "part")
     assert [finding.reason for finding in findings] == ["no images: nothing to export, no samples"]
-    part = load_part(tmp_path / "part")
+    part = load_packed(tmp_path / "part")
     assert (part.arrays["sensor_end"] == -1).all()
     assert (part.arrays["instant"] == -1).all()
 
@@ -241,7 +242,7 @@ def test_a_forged_size_is_refused_before_anything_is_allocated(episode, tmp_path
 
 
 def test_a_zip_bomb_is_refused_unread(episode, tmp_path, monkeypatch):
-    monkeypatch.setattr(untrusted_files, "MAX_COMPRESSED_BYTES", 1 << 20)
+    monkeypatch.setattr(untrusted_npz, "MAX_COMPRESSED_BYTES", 1 << 20)
     with np.load(episode / "sensor_data.npz") as stored:
         timestamps = stored["timestamps"]
     np.savez_compressed(episode / "sensor_data.npz", data=np.zeros((20, 65, 1026)), timestamps=timestamps)
@@ -250,7 +251,7 @@ def test_a_zip_bomb_is_refused_unread(episode, tmp_path, monkeypatch):
 
 
 def test_absurd_windows_and_poses_are_refused(episode, tmp_path, monkeypatch):
-    monkeypatch.setattr(untrusted_files, "MAX_WINDOW_ROWS", 64)
+    monkeypatch.setattr(windows, "MAX_WINDOW_ROWS", 64)
     edit_csv(episode / "robot_states.csv", 3, lambda line: ",".join([*line.split(",")[:-1], "1e30"]))
     faults = faults_of(episode, tmp_path / "part")
     assert "pose_r is 1e+30 in row 3" in faults[0]
@@ -267,7 +268,7 @@ def test_float32_windows_are_stored_as_asked(tmp_path):
 def test_unknown_view_is_a_fault(episode, tmp_path):
     assert "none of the views View9" in faults_of(episode, tmp_path / "part", views=("View9",))[0]
     assert findings_of(episode, tmp_path / "part", views=("View2", "View9")) == []
-    assert load_part(tmp_path / "part").info["views"] == ["View2"]
+    assert load_packed(tmp_path / "part").info.views == ["View2"]
 
 
 def test_sources_without_episodes_are_refused(tmp_path):
@@ -319,7 +320,7 @@ def test_the_quick_check_of_a_picture_judges_as_decoding_in_full_does(options):
             start = rng.integers(len(data))
             del data[start : start + rng.integers(1, 200)]
         try:
-            untrusted_files.check_image(Path("p.jpg"), bytes(data))
+            check_picture("p.jpg", bytes(data))
             is_sound = True
         except EpisodeError:
             is_sound = False
@@ -335,26 +336,26 @@ def test_links_to_nothing_and_to_themselves_are_faults(episode, tmp_path):
     loop.symlink_to(loop)
     (episode / "images/View3").symlink_to(episode / "images/View3")
     (episode / "again").symlink_to(episode)
-    digest = fingerprint(episode)
+    digest = WindowsReader().fingerprint(episode)
     faults = faults_of(episode, tmp_path / "part")
     assert len(faults) == 2
     assert all("cannot be read" in fault for fault in faults)
     loop.unlink()
-    assert fingerprint(episode) != digest
+    assert WindowsReader().fingerprint(episode) != digest
 
 
 def test_a_fingerprint_tells_names_sizes_and_times(episode, monkeypatch):
-    digests = [fingerprint(episode)]
+    digests = [WindowsReader().fingerprint(episode)]
     picture = sorted((episode / "images/View2").iterdir())[2]
-    digests.append(fingerprint(episode))
+    digests.append(WindowsReader().fingerprint(episode))
     assert len(set(digests)) == 1
     os.utime(picture, ns=(1, 1))
-    digests.append(fingerprint(episode))
+    digests.append(WindowsReader().fingerprint(episode))
     picture.rename(picture.with_name(f"{START + 1.55:.6f}.jpg"))
-    digests.append(fingerprint(episode))
+    digests.append(WindowsReader().fingerprint(episode))
     with open(episode / "robot_states.csv", "a") as file:
         file.write("\n")
-    digests.append(fingerprint(episode))
+    digests.append(WindowsReader().fingerprint(episode))
     assert len(set(digests)) == 4
 
     def refuse(path):
@@ -362,4 +363,4 @@ def test_a_fingerprint_tells_names_sizes_and_times(episode, monkeypatch):
 
     # A folder that cannot be listed is left to the reader to complain about.
     monkeypatch.setattr(os, "scandir", refuse)
-    assert fingerprint(episode) not in digests
+    assert WindowsReader().fingerprint(episode) not in digests

@@ -9,8 +9,8 @@ from tests.vla_jax.recordings.recorded_episodes import write_data_set, write_win
 from tests.vla_jax.recordings.test_capture import write_capture_episode
 from tests.vla_jax.recordings.test_legacy import write_legacy_episode
 from vla_jax.dataset.feature_table import record_keys
-from vla_jax.dataset.packed_episode import PartOptions
-from vla_jax.dataset.preparation import PrepareOptions, prepare
+from vla_jax.dataset.options import EpisodeOptions, PrepareOptions
+from vla_jax.dataset.preparation import prepare
 from vla_jax.reference import cached_records
 from vla_jax.reference.cached_files import imported_provenance
 from vla_jax.reference.cached_records import match_reference_files
@@ -49,7 +49,7 @@ def episodes(tmp_path_factory):
 
 
 def pack(source, out, alignment):
-    return prepare([str(source)], out, PrepareOptions(part=PartOptions(alignment=alignment))).dataset
+    return prepare([str(source)], out, PrepareOptions(episode=EpisodeOptions(alignment=alignment))).dataset
 
 
 def all_keys(root):

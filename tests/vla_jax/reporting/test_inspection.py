@@ -15,8 +15,8 @@ from tests.vla_jax.recordings.recorded_episodes import (
 )
 from tests.vla_jax.recordings.test_legacy import write_legacy_episode
 from tests.vla_jax.reporting.test_evaluation_page import WellFormed
-from vla_jax.dataset.packed_episode import PartOptions
-from vla_jax.dataset.preparation import PrepareOptions, prepare
+from vla_jax.dataset.options import EpisodeOptions, PrepareOptions
+from vla_jax.dataset.preparation import prepare
 from vla_jax.errors import UserError
 from vla_jax.reporting.inspection import (
     camera_figure,
@@ -87,7 +87,7 @@ def test_offsets_stay_within_a_period_by_time_and_not_by_index(dataset, tmp_path
     assert offsets["picture of the features, View1"].max_ms == pytest.approx(newest.max_ms + 200, abs=100)
     assert offsets["newest sensor row"].median_ms <= offsets["newest sensor row"].period_ms
     source = dataset.episodes[0].source
-    options = PrepareOptions(part=PartOptions(alignment="index"))
+    options = PrepareOptions(episode=EpisodeOptions(alignment="index"))
     paired = prepare([source], tmp_path / "d", options).dataset
     by_index = {offset.what: offset for offset in time_offsets(paired, paired.sample_ticks("all"))}
     assert by_index["newest picture, View1"].later > 0.2

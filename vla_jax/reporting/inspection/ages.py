@@ -5,6 +5,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float, Int
 
+from vla_jax import timing
 from vla_jax.dataset.packed_dataset import PackedDataset
 
 Pictures = Literal["newest", "used"]
@@ -33,18 +34,14 @@ def picture_ages(
     dataset: PackedDataset, ticks: Int[np.ndarray, " n"], which: Pictures
 ) -> Float[np.ndarray, "n views"]:
     """Returns the age of each view's picture at each tick, seconds; negative when it was taken later, NaN if absent."""
-    return dataset.ticks.time[ticks][:, None] - picture_times(dataset, ticks, which)
+    return timing.ages(dataset.ticks.time[ticks], picture_times(dataset, ticks, which))
 
 
 def sensor_ages(dataset: PackedDataset, ticks: Int[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
     """Returns the age of the newest sensor row at each tick, seconds; negative when it is later, NaN without."""
-    return dataset.ticks.time[ticks] - dataset.ticks.sensor_time[ticks]
+    return timing.ages(dataset.ticks.time[ticks], dataset.ticks.sensor_time[ticks])
 
 
 def view_spread(dataset: PackedDataset, ticks: Int[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
     """Returns how far apart in time the views of each tick's features were taken, seconds; NaN without pictures."""
-    times = picture_times(dataset, ticks, "used")
-    spread = np.full(len(times), np.nan)
-    present = np.isfinite(times).any(axis=1)
-    spread[present] = np.nanmax(times[present], axis=1) - np.nanmin(times[present], axis=1)
-    return spread
+    return timing.spread(picture_times(dataset, ticks, "used"))

@@ -6,7 +6,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from vla_jax.dataset.packed_dataset import PackedDataset
-from vla_jax.evaluation.metrics import ACTION_NAMES
 from vla_jax.preprocessing.config import NormalisationConfig
 from vla_jax.preprocessing.normaliser import make_normaliser
 
@@ -34,8 +33,10 @@ def distributions(dataset: PackedDataset, config: NormalisationConfig | None = N
         config or NormalisationConfig(), dataset.statistics, np.zeros((1, 1)), np.ones((1, 1))
     )
     actions = np.asarray(dataset.ticks.delta[ticks])
-    scaled = np.asarray(normaliser.normalise_actions(jnp.asarray(actions)))
-    found = [Distribution(name, actions[:, i], scaled[:, i]) for i, name in enumerate(ACTION_NAMES[:7])]
+    scaled = np.asarray(normaliser.normalise_actions(actions))
+    found = [
+        Distribution(name, actions[:, i], scaled[:, i]) for i, name in enumerate(dataset.spec.actions.names)
+    ]
     with_sensor = ticks[dataset.has_sensor(ticks)]
     if len(with_sensor):
         places = np.linspace(0, len(with_sensor) - 1, min(NUM_WINDOWS, len(with_sensor))).astype(int)

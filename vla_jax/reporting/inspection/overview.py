@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vla_jax.dataset.alignment import TIME_RESOLUTION
 from vla_jax.dataset.packed_dataset import PackedDataset
 from vla_jax.reporting.inspection.ages import picture_ages, sensor_ages, view_spread
+from vla_jax.timing import TIME_RESOLUTION
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,16 @@
 """Pictures of a data set, as PNG bytes: cameras, one episode over time, values before and after normalisation."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
 from PIL import Image, UnidentifiedImageError
 
+from vla_jax.dataset.records import ImageRef
 from vla_jax.reporting.drawing import BLUE, DARK, GREEN, GREY, ORANGE, new_figure, png
 from vla_jax.reporting.inspection.normalised import Distribution
 from vla_jax.reporting.inspection.samples import Sample, Timeline
 
-DIMENSIONS = (("dx", "dy", "dz"), ("da", "db", "dr"))
 COLOURS = (BLUE, ORANGE, GREEN)
 NUM_BINS = 80
 # A picture on the page is not looked at more closely than this.
@@ -41,10 +40,10 @@ def camera_figure(samples: Sequence[Sample], views: Sequence[str]) -> bytes:
     return png(figure)
 
 
-def read_picture(path: Path) -> np.ndarray | None:
+def read_picture(picture: ImageRef) -> np.ndarray | None:
     """Returns a picture's pixels (rows, columns, 3), made smaller; None where the file is gone or damaged."""
     try:
-        with Image.open(path) as image:
+        with picture.open() as file, Image.open(file) as image:
             image.thumbnail((MAX_PICTURE_SIDE, MAX_PICTURE_SIDE))
             return np.asarray(image.convert("RGB"))
     except (OSError, UnidentifiedImageError):
@@ -57,16 +56,19 @@ def timeline_figure(timeline: Timeline, marks: Sequence[float] = ()) -> bytes:
     marks: seconds at which to draw a line.
     """
     has_sensor = len(timeline.row_time) > 0
-    figure = new_figure(8.2 if has_sensor else 4.8)
-    heights = [1, 1.6, 1, 1, 1.1] if has_sensor else [1, 1, 1.1]
+    groups = _moving_dims(timeline)
+    heights = [*([1, 1.6] if has_sensor else []), *[1] * len(groups), 1.1]
+    figure = new_figure(1.7 + 1.55 * len(groups) + (3.4 if has_sensor else 0))
     axes = list(figure.subplots(len(heights), 1, sharex=True, height_ratios=heights))
     if has_sensor:
         _draw_sensor(axes[0], axes[1], timeline)
-    for axis, names, unit, first in ((axes[-3], DIMENSIONS[0], "mm", 0), (axes[-2], DIMENSIONS[1], "deg", 3)):
-        for i, (name, colour) in enumerate(zip(names, COLOURS, strict=True)):
-            axis.plot(timeline.time, timeline.actions[:, first + i], color=colour, linewidth=1.1, label=name)
-        axis.set_ylabel(f"action [{unit}]")
-        axis.legend(loc="upper right", fontsize=7, ncols=3, frameon=False)
+    for axis, (unit, dims) in zip(axes[-1 - len(groups) : -1], groups.items(), strict=True):
+        for i, dim in enumerate(dims):
+            colour = COLOURS[i] if len(dims) <= len(COLOURS) else f"C{i % 10}"
+            name = timeline.action_spec.names[dim]
+            axis.plot(timeline.time, timeline.actions[:, dim], color=colour, linewidth=1.1, label=name)
+        axis.set_ylabel(f"action [{unit}]" if unit else "action")
+        axis.legend(loc="upper right", fontsize=7, ncols=min(len(dims), 7), frameon=False)
     _draw_ages(axes[-1], timeline)
     for axis in axes:
         for mark in marks:
@@ -75,6 +77,13 @@ def timeline_figure(timeline: Timeline, marks: Sequence[float] = ()) -> bytes:
     if len(timeline.time) > 1:
         axes[-1].set_xlim(timeline.time[0], timeline.time[-1])
     return png(figure)
+
+
+def _moving_dims(timeline: Timeline) -> dict[str, tuple[int, ...]]:
+    """Returns unit → action dimensions that have it, of the units in which something changes; all if nothing does."""
+    groups = {unit: timeline.action_spec.dims(unit) for unit in dict.fromkeys(timeline.action_spec.units)}
+    moving = np.ptp(timeline.actions, axis=0) > 0
+    return {unit: dims for unit, dims in groups.items() if moving[list(dims)].any()} or groups
 
 
 def _draw_sensor(force_axis: Axes, ascan_axis: Axes, timeline: Timeline) -> None:

@@ -248,7 +248,7 @@ def sample_rows(samples: Sequence[Sample]) -> list[list[str | Cell]]:
             str(sample.reuse_step),
             str(sample.shared_by),
             ", ".join(f"{name} {age:.0f}" for name, age in sample.ages_ms.items()),
-            " ".join(f"{value:+.3f}" for value in sample.actions[0, :6]),
+            " ".join(f"{value:+.3f}" for value in sample.actions[0]),
         ]
         for sample in samples
     ]

@@ -7,9 +7,12 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
+from vla_jax.contracts.specs import ActionSpec
 from vla_jax.dataset.packed_dataset import PackedDataset
+from vla_jax.dataset.records import ImageRef
 from vla_jax.errors import UserError
 from vla_jax.reporting.inspection.ages import picture_ages, sensor_ages
+from vla_jax.timing import oldest
 
 MAX_COLUMNS = 1200
 # A column of the A-scan picture stays empty when its newest row is older than this, and than a few periods.
@@ -22,15 +25,15 @@ class Sample:
     """What the policy is shown at one control tick, and what it should answer.
 
     tick: row of the data set; seconds: since the episode's first tick.
-    pictures: view → file; ages_ms: what → age of its features' pictures and its newest sensor row, milliseconds.
+    pictures: view → where it is; ages_ms: what → age of its features' pictures and its newest sensor row, milliseconds.
     record: number of the features; reuse_step: ticks since they were refreshed; shared_by: ticks that use them.
-    window: (t, 1026) f32 sensor rows, or None; actions: (8, 7) f32, mm, degrees, gripper.
+    window: (t, channels) f32 sensor rows, or None; actions: (horizon, a) f32 in the units of `dataset.spec.actions`.
     """
 
     tick: int
     seconds: float
     prompt: str
-    pictures: dict[str, Path]
+    pictures: dict[str, ImageRef]
     ages_ms: dict[str, float]
     record: int
     reuse_step: int
@@ -43,14 +46,15 @@ class Sample:
 class Timeline:
     """One episode over time, in seconds since its first tick.
 
-    time: (n,) of its control ticks; actions: (n, 7) deltas; refresh: (n,) whether a tick refreshes its features.
+    time: (n,) of its control ticks; actions: (n, a); refresh: (n,) whether a tick refreshes its features.
     newest_age, used_age: (n,) ms, of the oldest view at the tick and in its features; sensor_age: (n,) ms.
-    row_time, force: (rows,) of the sensor; column_time: (c,), ascan: (c, 1025), NaN where nothing was recorded.
+    row_time, force: (rows,) of the sensor; column_time: (c,), ascan: (c, bins), NaN where nothing was recorded.
     """
 
     name: str
     time: np.ndarray
     actions: np.ndarray
+    action_spec: ActionSpec
     refresh: np.ndarray
     newest_age: np.ndarray
     used_age: np.ndarray
@@ -112,7 +116,7 @@ def look_at(dataset: PackedDataset, tick: int) -> Sample:
     episode = int(dataset.ticks.episode[tick])
     entry = dataset.episodes[episode]
     record = int(dataset.record_index(ticks)[0])
-    pictures = {image.view: image.path for image in dataset.records[record].images} if record >= 0 else {}
+    pictures = {image.view: image for image in dataset.records[record].images} if record >= 0 else {}
     ages = dict(
         zip(dataset.meta.views, (1000 * picture_ages(dataset, ticks, "used")[0]).tolist(), strict=True)
     )
@@ -147,7 +151,7 @@ def timeline(dataset: PackedDataset, episode: int) -> Timeline:
     rows = slice(entry.sensor_start, entry.sensor_stop)
     row_time = row_times(dataset, episode) - start
     known = np.flatnonzero(np.isfinite(row_time))
-    column_time, ascan = np.empty(0), np.empty((0, 1025), np.float32)
+    column_time, ascan = np.empty(0), np.empty((0, dataset.sensor.shape[1] - 1), np.float32)
     if len(known):
         column_time = np.linspace(row_time[known[0]], row_time[known[-1]], min(MAX_COLUMNS, len(known)))
         order = known[np.argsort(row_time[known], kind="stable")]
@@ -160,9 +164,10 @@ def timeline(dataset: PackedDataset, episode: int) -> Timeline:
         name=entry.name,
         time=dataset.ticks.time[ticks] - start,
         actions=np.array(dataset.ticks.delta[ticks]),
+        action_spec=dataset.spec.actions,
         refresh=np.append(record[:1] >= 0, record[1:] != record[:-1]),
-        newest_age=_oldest(1000 * picture_ages(dataset, ticks, "newest")),
-        used_age=_oldest(1000 * picture_ages(dataset, ticks, "used")),
+        newest_age=oldest(1000 * picture_ages(dataset, ticks, "newest")),
+        used_age=oldest(1000 * picture_ages(dataset, ticks, "used")),
         sensor_age=1000 * sensor_ages(dataset, ticks),
         row_time=row_time,
         force=dataset.sensor[rows, 0].astype(np.float32),
@@ -189,10 +194,3 @@ def row_times(dataset: PackedDataset, episode: int) -> Float[np.ndarray, " rows"
         before = np.minimum(stored - seen[0], 0) / (entry.sensor_hz or dataset.meta.sensor_hz)
         times[stored - entry.sensor_start] = np.interp(stored, seen, seconds) + before
     return times
-
-
-def _oldest(ages: np.ndarray) -> np.ndarray:
-    found = np.full(len(ages), np.nan)
-    present = np.isfinite(ages).any(axis=1)
-    found[present] = np.nanmax(ages[present], axis=1)
-    return found

@@ -1,0 +1,108 @@
+"""An episode's pictures: checked once, listed, and grouped into the camera instants that control ticks see."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float64, Int32, UInt8
+
+from feature_cache.keys import image_digest
+from vla_jax.dataset.alignment import Grid
+from vla_jax.recordings.findings import EpisodeError
+from vla_jax.recordings.frame import Frame, check_frame, frame_times
+from vla_jax.recordings.recording import Recording
+from vla_jax.timing import newest_at_or_before
+
+MAX_PICTURE_AGE_SECONDS = 2.0
+MAX_LISTED_FAULTS = 5
+
+
+@dataclass(frozen=True)
+class PictureTable:
+    """An episode's readable pictures, view after view.
+
+    rows: view, sorted → row of each of its frames, −1 where the picture is missing. faults: what could not be read.
+    """
+
+    locators: tuple[str, ...]
+    digests: UInt8[np.ndarray, "m 32"]
+    times: Float64[np.ndarray, " m"]
+    rows: dict[str, Int32[np.ndarray, " frames"]]
+    faults: tuple[str, ...]
+
+
+def check_pictures(views: Mapping[str, Sequence[Frame]]) -> PictureTable:
+    """Decodes every picture once; views in order of their names."""
+    found: list[tuple[str, bytes, float]] = []
+    rows: dict[str, np.ndarray] = {}
+    faults: list[str] = []
+    for view in sorted(views):
+        rows[view] = np.full(len(views[view]), -1, np.int32)
+        for i, frame in enumerate(views[view]):
+            if frame.locator is None:
+                continue
+            try:
+                data = check_frame(frame)
+            except EpisodeError as error:
+                faults.append(str(error))
+                continue
+            rows[view][i] = len(found)
+            found.append((frame.locator, bytes.fromhex(image_digest(data)), frame.time))
+    listed = faults[:MAX_LISTED_FAULTS]
+    if len(faults) > len(listed):
+        listed.append(f"{len(faults) - len(listed)} further pictures are unreadable")
+    digests = np.frombuffer(b"".join(digest for _, digest, _ in found), np.uint8).reshape(len(found), 32)
+    times = np.array([time for _, _, time in found], np.float64)
+    return PictureTable(tuple(locator for locator, _, _ in found), digests, times, rows, tuple(listed))
+
+
+def camera_instants(
+    recording: Recording, table: PictureTable, grid: Grid, by_index: bool
+) -> tuple[Int32[np.ndarray, " n"], Int32[np.ndarray, "i views"]]:
+    """Returns the camera instant of each tick, −1 without pictures, and each instant's rows of the picture table.
+
+    An instant is a set of pictures that ticks see together: each view's newest at or before the tick, or with
+    `by_index` the one that has the number of the tick's recorded row. Long gaps are noted in the recording.
+    """
+    seen = np.full((len(grid.ticks), len(table.rows)), -1, np.int32)
+    for column, (view, rows) in enumerate(table.rows.items()):
+        times = frame_times(recording.views[view])
+        if by_index:
+            newest = np.minimum(grid.rows, len(times) - 1)
+        else:
+            newest = newest_at_or_before(times, grid.ticks)
+            recording.notes += _gap_notes(view, times, newest, grid.ticks)
+        seen[:, column] = np.where(newest >= 0, rows[newest], -1)
+    present = (seen >= 0).any(axis=1)
+    instant = np.full(len(seen), -1, np.int32)
+    if not present.any():
+        return instant, np.empty((0, seen.shape[1]), np.int32)
+    changed = np.ones(len(seen), bool)
+    changed[1:] = (seen[1:] != seen[:-1]).any(axis=1)
+    starts = np.flatnonzero(changed & present)
+    instant[present] = (np.cumsum(changed & present) - 1)[present]
+    return instant, seen[starts]
+
+
+def _gap_notes(view: str, times: np.ndarray, newest: np.ndarray, ticks: np.ndarray) -> list[str]:
+    """Returns remarks on where a view has no picture for long: before its first, between two, after its last."""
+    notes: list[str] = []
+    if not len(ticks):
+        return notes
+    before = min(times[0], ticks[-1]) - ticks[0]
+    if before > MAX_PICTURE_AGE_SECONDS:
+        notes.append(f"{view} begins {before:.1f} s after the poses; the ticks before do not see it")
+    seen = newest >= 0
+    if not seen.any():
+        return notes
+    ages = ticks[seen] - times[newest[seen]]
+    # A gap is long where the next picture comes late; whatever comes after the last tick is none.
+    oldest = int(np.argmax(ages))
+    if ages[oldest] > MAX_PICTURE_AGE_SECONDS:
+        last = newest[seen][oldest]
+        where = f"{times[last] - ticks[0]:.1f} s into the episode"
+        if last == len(times) - 1:
+            notes.append(f"{view} ends {ages[oldest]:.1f} s before the poses; its last picture is kept")
+        else:
+            notes.append(f"{view} has no picture for {ages[oldest]:.1f} s, {where}; the one before is kept")
+    return notes

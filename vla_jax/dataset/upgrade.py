@@ -1,0 +1,43 @@
+"""Data sets of version 2, as this program reads them: their arrays are the same, their descriptions said less."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vla_jax.contracts.specs import LAB_ACTIONS, SensorSpec
+from vla_jax.dataset.options import EPISODE_VERSION
+from vla_jax.recordings.lab import POSE_NAMES
+
+OLD_VERSION = 2
+
+
+def upgraded_index(index: Mapping[str, Any], version: int) -> dict[str, Any]:
+    """Returns `dataset.json` as `version` has it, but for the spec."""
+    options = dict(index["part_options"])
+    own = {
+        "legacy": ("allow_external_images", options.pop("allow_external_images"), False),
+        "capture": ("match_limit", options.pop("match_limit"), 0.01),
+    }
+    readers = {kind: {name: value} for kind, (name, value, default) in own.items() if value != default}
+    return {
+        "format_version": version,
+        "meta": {**index["meta"], "format_version": version},
+        "columns": [],
+        "episode_options": {**options, "readers": readers, "version": EPISODE_VERSION},
+        "split": index["split"],
+        "content": index["content"],
+    }
+
+
+def upgraded_entries(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Returns the objects of `episodes.json`; all of version 2 were recorded in the lab's formats."""
+    return [
+        {
+            **entry,
+            "sensor_channels": SensorSpec().channels,
+            "state_names": [] if entry["pose_hz"] is None else list(POSE_NAMES),
+            "action_names": list(LAB_ACTIONS.names),
+            "action_units": list(LAB_ACTIONS.units),
+            "in_whole_chunks": entry["format"] == "legacy",
+        }
+        for entry in entries
+    ]
