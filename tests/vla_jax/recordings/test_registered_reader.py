@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from feature_cache.worklist import make_work, read_images
+from feature_cache.worklist import make_worklist, read_images
 from vla_jax.contracts.specs import ActionSpec, DataSpec
 from vla_jax.dataset.options import EpisodeOptions, PrepareOptions
 from vla_jax.dataset.packed_dataset import PackedDataset
@@ -157,7 +157,7 @@ def test_joints_and_pictures_of_a_log_become_a_data_set(logs, tmp_path):
 
 def test_its_pictures_reach_the_export_and_the_inspection(logs, tmp_path):
     dataset = prepare([str(tmp_path / "source")], tmp_path / "data", options()).dataset
-    (item, *_) = make_work("p", [(record.prompt, record.images) for record in dataset.records])
+    (item, *_) = make_worklist("p", [(record.prompt, record.images) for record in dataset.records])
     for camera, image in zip(CAMERAS, read_images(item), strict=True):
         np.testing.assert_array_equal(np.asarray(image), logs[0][camera][0])
     page = inspection_html(inspect_dataset(dataset))
