@@ -15,16 +15,12 @@ from experiments.data import open_dataset
 from vla_jax.dataset.feature_table import FeatureTable
 from vla_jax.dataset.packed_dataset import PackedDataset
 from vla_jax.errors import UserError
-from vla_jax.models.config import FusionStrategy, ModelType
+from vla_jax.heads.action_head import head_kinds
+from vla_jax.models.config import FusionStrategy
+from vla_jax.policy.artifact import PolicyArtifact, load_policy
+from vla_jax.policy.checkpoints import checkpoint_steps, read_metadata, resolve_checkpoint
 from vla_jax.storage import config_json
-from vla_jax.training.checkpoint import (
-    LoadedPolicy,
-    checkpoint_steps,
-    load_policy,
-    read_metadata,
-    resolve_checkpoint,
-    saved_config,
-)
+from vla_jax.training.checkpoint import saved_config
 from vla_jax.training.config import Rewarm, Schedule, TrainConfig
 from vla_jax.training.devices import refuse_silent_cpu
 from vla_jax.training.feeding import FeedMode
@@ -76,7 +72,7 @@ class Arguments:
     init_from: Path | None = None
     """Run, checkpoint or imported reference whose weights and normalisation a new run begins with. Its network is
     kept, and the recipe says how to train it."""
-    model_type: ModelType | None = None
+    model_type: Literal[head_kinds()] | None = None
     """regression (the default): one pass predicts the chunk. diffusion: the chunk is denoised in several steps."""
     fusion_strategy: FusionStrategy | None = None
     """How sensor and vision-language features become the condition: concat by default; none leaves the sensor out."""
@@ -181,7 +177,7 @@ def main(arguments: Arguments) -> None:
     if table.num_missing:
         console.print(table.missing_note())
     console.print(
-        f"{config.policy.model_type} policy, fusion {config.policy.fusion.strategy}, "
+        f"{config.policy.head.kind} policy, fusion {config.policy.fusion.strategy}, "
         f"{table.num_slots} feature slots of width {table.width}"
     )
     result = train(
@@ -220,7 +216,7 @@ def features_to_use(arguments: Arguments, resumed: Path | None) -> str | None:
     """
     if resumed is None:
         return arguments.features
-    digest = read_metadata(resumed)["identity"]["features"].get("digest")
+    digest = read_metadata(resumed).identity.features.get("digest")
     if digest is None:
         raise UserError(f"{resumed} was imported, not trained here: there is no training to resume")
     if arguments.features is not None and not digest.startswith(arguments.features):
@@ -236,7 +232,7 @@ def configuration(
     dataset: PackedDataset,
     table: FeatureTable,
     resumed: Path | None,
-    initial: LoadedPolicy | None,
+    initial: PolicyArtifact | None,
 ) -> TrainConfig:
     """Returns the configuration to begin with, with the given options put in.
 
@@ -270,26 +266,23 @@ def configuration(
             raise UserError(f"no such configuration file: {arguments.config}")
         base = config_json.from_json(TrainConfig, arguments.config.read_text(), source=str(arguments.config))
     else:
-        policy = None if initial is None else initial.config.policy
+        policy = None if initial is None else initial.config
         base = make_config(
             arguments.recipe or "frozen",
-            model_type=policy.model_type if policy else arguments.model_type or "regression",
-            fusion_strategy=policy.fusion.strategy if policy else fusion or "concat",
-            vl_dim=table.width,
-            vl_slots=table.num_slots,
-            sensor_window_size=dataset.meta.sensor_window_size,
-            diffusion_timesteps=arguments.diffusion_timesteps,
+            table.spec,
+            dataset.spec,
+            head=policy.head.kind if policy else arguments.model_type or "regression",
+            fusion=policy.fusion.strategy if policy else fusion or "concat",
+            noise_steps=arguments.diffusion_timesteps,
         )
         if initial is not None:
             base = begin_from(base, initial, anchored_on_target=arguments.recipe == "reference")
-    refuse_unless_equal("model-type", arguments.model_type, base.policy.model_type)
+    refuse_unless_equal("model-type", arguments.model_type, base.policy.head.kind)
     refuse_unless_equal("fusion-strategy", fusion, base.policy.fusion.strategy)
-    refuse_unless_equal("diffusion-timesteps", arguments.diffusion_timesteps, base.policy.diffusion.steps)
-    if (base.policy.vl_dim, base.policy.vl_slots) != (table.width, table.num_slots):
-        raise UserError(
-            f"the configuration is for {base.policy.vl_slots} feature slots of width {base.policy.vl_dim}; "
-            f"{arguments.cache} gives {table.num_slots} of width {table.width}"
-        )
+    refuse_unless_equal("diffusion-timesteps", arguments.diffusion_timesteps, base.policy.head.noise_steps)
+    misfits = base.policy.misfits(table.spec, dataset.spec)
+    if misfits:
+        raise UserError(f"the configured network does not fit {dataset.path}: {'; '.join(misfits)}")
     samples = len(table.sample_ticks("train"))
     config = _override(base, arguments, TRAINING_OPTIONS)
     optimizer = _override(base.optimizer, arguments, OPTIMIZER_OPTIONS)
@@ -315,18 +308,18 @@ def configuration(
     return rewarmed(config, base, int(resumed.name)) if arguments.rewarm else config
 
 
-def begin_from(config: TrainConfig, initial: LoadedPolicy, *, anchored_on_target: bool) -> TrainConfig:
+def begin_from(config: TrainConfig, initial: PolicyArtifact, *, anchored_on_target: bool) -> TrainConfig:
     """Returns a recipe's configuration with the network and the normalisation of a trained policy.
 
     anchored_on_target: keep training a regression on its own target, as the reference does; nothing is learnt so.
     """
-    policy = dataclasses.replace(initial.config.policy, dtype=config.policy.dtype)
-    if policy.z_chunk == "target" and not anchored_on_target:
-        policy = dataclasses.replace(policy, z_chunk="zero")
+    policy = dataclasses.replace(initial.config, dtype=config.policy.dtype)
+    if not anchored_on_target:
+        policy = dataclasses.replace(policy, head=policy.head.without_leaks())
     return dataclasses.replace(
         config,
         policy=policy,
-        normalisation=initial.config.normalisation,
+        normalisation=initial.metadata.normalisation,
         init_from=str(initial.path),
     )
 

@@ -13,8 +13,9 @@ import numpy as np
 
 from experiments.benchmarks.recorded_episodes import EpisodeShape, write_episodes
 from feature_cache.store import ShardWriter
+from vla_jax.contracts.observation import Batch
 from vla_jax.contracts.provenance import Provenance
-from vla_jax.dataset.batches import ENDLESS, Batch, BatchLoader
+from vla_jax.dataset.batches import ENDLESS, BatchLoader
 from vla_jax.dataset.feature_table import FeatureTable, record_keys
 from vla_jax.dataset.packed_dataset import PackedDataset
 from vla_jax.dataset.preparation import PrepareOptions, prepare
@@ -129,13 +130,13 @@ def copy_rate(case: Case, *, batch_size: int, seconds: float) -> Rate:
     table = FeatureTable.open(case.dataset, case.cache)
     loader = BatchLoader(case.dataset, table, split="train", batch_size=batch_size, seed=0)
     first = loader.batch(0)
-    number = max(2, COPIED_BYTES // sum(array.nbytes for array in first.values()))
+    number = max(2, COPIED_BYTES // sum(array.nbytes for array in jax.tree.leaves(first)))
     sources = [first, *(loader.batch(i) for i in range(1, number))]
 
     def copies() -> Iterator[Batch]:
         while True:
             for source in sources:
-                yield {name: np.copy(array) for name, array in source.items()}
+                yield jax.tree.map(np.copy, source)
 
     batches_per_s, num_bytes = _batches_per_second(copies(), seconds, warm_up=number)
     return Rate("numpy copy", case.steps, 1, batches_per_s * batch_size, batches_per_s * num_bytes / 1e6)
@@ -145,7 +146,7 @@ def _batches_per_second(batches: Iterator[Batch], seconds: float, warm_up: int) 
     """Returns the rate and a batch's bytes."""
     for _ in range(warm_up):
         batch = next(batches)
-    num_bytes = sum(array.nbytes for array in batch.values())
+    num_bytes = sum(array.nbytes for array in jax.tree.leaves(batch))
     count, begun = 0, time.perf_counter()
     while True:
         batch = next(batches)

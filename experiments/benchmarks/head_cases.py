@@ -13,8 +13,10 @@ import optax
 from flax import nnx
 
 from experiments.benchmarks.timing import time_in_turn, timed
-from vla_jax.models.config import PolicyConfig
-from vla_jax.policy.network import PolicyNetwork
+from vla_jax.contracts.observation import Observation
+from vla_jax.heads.action_head import Sampling
+from vla_jax.policy.config import PolicyConfig
+from vla_jax.policy.network import PolicyNetwork, abstract_network
 from vla_jax.policy.precision import with_dtype
 from vla_jax.reference.weights import network_from_weights
 
@@ -106,7 +108,7 @@ def policy_config(model_type: str, sensor_length: int, size: Size) -> PolicyConf
             config,
             vl_dim=64,
             sensor=replace(config.sensor, hidden_dim=32, output_dim=64),
-            expert=replace(config.expert, hidden_dim=64, num_layers=2),
+            head=replace(config.head, hidden_dim=64, num_layers=2),
         )
     return config.with_sensor_length(sensor_length)
 
@@ -121,7 +123,9 @@ def make_inputs(config: PolicyConfig, batch: int, sensor_length: int) -> dict[st
         "noise": (batch, config.horizon, config.action_dim),
     }
     arrays = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
-    return arrays | {"t": rng.integers(0, config.diffusion.steps, batch).astype(np.int32)}
+    if config.head.noise_steps is None:
+        return arrays
+    return arrays | {"t": rng.integers(0, config.head.noise_steps, batch).astype(np.int32)}
 
 
 def matmul_rates(on_gpu: bool) -> dict[str, float]:
@@ -149,10 +153,11 @@ def _inference_sides(
 
     device = next(module.parameters()).device
     tensors = {name: torch.from_numpy(array).to(device) for name, array in inputs.items()}
-    betas = torch.from_numpy(network.schedule.betas).to(device)
-    cumulative = torch.from_numpy(network.schedule.alphas_cumprod).to(device)
-    steps = network.config.diffusion.steps
-    timesteps = [index * (steps // DDIM_STEPS) for index in range(DDIM_STEPS)][::-1]
+    steps = network.config.head.noise_steps
+    if steps is not None:
+        betas = torch.from_numpy(network.expert.schedule.betas).to(device)
+        cumulative = torch.from_numpy(network.expert.schedule.alphas_cumprod).to(device)
+        timesteps = [index * (steps // DDIM_STEPS) for index in range(DDIM_STEPS)][::-1]
 
     def eager(policy: Any) -> np.ndarray:
         with torch.inference_mode(), torch.autocast("cuda", torch.bfloat16, enabled=settings.on_gpu):
@@ -179,12 +184,12 @@ def _inference_sides(
 
         def actions(state, vl, sensor, noise, graphdef=graphdef):
             policy = nnx.merge(graphdef, state)
-            features = policy.encode_sensor(sensor)
+            condition = policy.condition(vl, policy.encode_sensor(sensor))
             if case == "regression":
-                return policy.decode(vl, jnp.zeros_like(noise), features)[0]
-            key = jax.random.key(0)
-            count = DDIM_STEPS if case == "ddim" else steps
-            return policy.denoise(noise, vl, features, sampler=case, steps=count, key=key)
+                return policy.expert.decode(condition, jnp.zeros_like(noise))[0]
+            keys = jax.random.split(jax.random.key(0), len(noise))
+            sampling = Sampling(case, DDIM_STEPS if case == "ddim" else steps)
+            return policy.expert.denoise(noise, condition, sampling=sampling, keys=keys)
 
         compiled_actions = jax.jit(actions)
         sides[f"jax {dtype}"] = lambda call=compiled_actions, state=state: np.asarray(call(state, *observed))
@@ -199,13 +204,13 @@ def _inference_flops(case: str, network: PolicyNetwork, observed: tuple[jax.Arra
     def part(method):
         return lambda state, *inputs: method(nnx.merge(graphdef, state), *inputs)
 
-    condition = jnp.zeros((vl.shape[0], network.config.expert.hidden_dim))
+    condition = jnp.zeros((vl.shape[0], network.config.head.hidden_dim))
     flops = _flops(part(lambda policy, x: policy.encode_sensor(x)), state, sensor)
     features = jnp.zeros((vl.shape[0], network.config.sensor.output_dim))
     flops += _flops(part(lambda policy, *x: policy.condition(*x)), state, vl, features)
     if case == "regression":
         return flops + _flops(part(lambda policy, x: policy.expert(x)), state, condition)
-    steps = DDIM_STEPS if case == "ddim" else network.config.diffusion.steps
+    steps = DDIM_STEPS if case == "ddim" else network.config.head.noise_steps
     step = part(lambda policy, x, c: policy.expert(x, c[:1], c))
     return flops + steps * _flops(step, state, noise, condition)
 
@@ -221,8 +226,10 @@ def _training_sides(
     device = next(module.parameters()).device
     tensors = {name: torch.from_numpy(array).to(device) for name, array in inputs.items()}
     tensors["t"] = tensors["t"].long()
-    signal = torch.from_numpy(network.schedule.sqrt_alphas_cumprod).to(device)[tensors["t"], None, None]
-    sigma = torch.from_numpy(network.schedule.sqrt_one_minus_alphas_cumprod).to(device)[
+    signal = torch.from_numpy(network.expert.schedule.sqrt_alphas_cumprod).to(device)[
+        tensors["t"], None, None
+    ]
+    sigma = torch.from_numpy(network.expert.schedule.sqrt_one_minus_alphas_cumprod).to(device)[
         tensors["t"], None, None
     ]
 
@@ -250,22 +257,19 @@ def _training_sides(
         sides["torch.compile"] = torch_side(copy.deepcopy(module), compiled=True)
     config = replace(network.config, dtype="bfloat16" if settings.on_gpu else "float32")
     # Parameters stay float32 while training; only the graph's compute type changes.
-    graphdef, _, _ = nnx.split(
-        nnx.eval_shape(lambda: PolicyNetwork(config, rngs=nnx.Rngs(0))), nnx.Param, ...
-    )
+    graphdef, _, _ = nnx.split(abstract_network(config), nnx.Param, ...)
     _, params, rest = nnx.split(network, nnx.Param, ...)
     optimizer = optax.chain(
         optax.clip_by_global_norm(CLIP_NORM),
         optax.adamw(ADAMW["lr"], *ADAMW["betas"], weight_decay=ADAMW["weight_decay"]),
     )
     arrays = {name: jnp.asarray(array) for name, array in inputs.items()}
+    observation = Observation(arrays["vl"], None, arrays["sensor"])
 
     def step(params, rest, state, key):
         def loss_of(params):
             policy = nnx.merge(graphdef, params, rest, copy=True)
-            losses = policy.loss(
-                arrays["vl"], None, arrays["sensor"], None, arrays["actions"], key=key, train=True
-            )
+            losses = policy.loss(observation, arrays["actions"], key=key, train=True)
             return losses.mean(), nnx.state(policy, nnx.Not(nnx.Param))
 
         (loss, rest), gradient = jax.value_and_grad(loss_of, has_aux=True)(params)

@@ -64,7 +64,12 @@ class PackedBatches(Dataset):
             self._opened = dataset, FeatureTable.open(dataset, self._cache)
         chosen = np.random.default_rng(index).choice(self._ticks, self._batch_size)
         batch = make_batch(*self._opened, chosen)
-        return {name: torch.from_numpy(batch[name]) for name in ("vl", "sensor", "actions")}
+        arrays = {
+            "vl": batch.observation.vl,
+            "sensor": batch.observation.sensor,
+            "actions": batch.actions,
+        }
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
 def make_loader(dataset: Dataset, *, batch_size: int | None, workers: int, on_gpu: bool) -> DataLoader:

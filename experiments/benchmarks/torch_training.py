@@ -57,7 +57,8 @@ def train(spec: TorchSpec) -> dict[str, Any]:
     if spec.compiled:
         policy.sensor_encoder.compile()
         policy.action_expert.compile()
-    cumulative = torch.tensor(cosine_schedule(config.diffusion.steps).alphas_cumprod, device=device)
+    if config.head.noise_steps is not None:
+        cumulative = torch.tensor(cosine_schedule(config.head.noise_steps).alphas_cumprod, device=device)
 
     def update(batch: dict[str, Tensor]) -> Tensor:
         batch = {name: value.to(device, non_blocking=True).float() for name, value in batch.items()}

@@ -22,6 +22,7 @@ from experiments.benchmarks.head_cases import Size, policy_config
 from experiments.benchmarks.recorded_episodes import EpisodeShape, write_episodes
 from experiments.benchmarks.timing import machine, scratch_folder
 from feature_cache.store import ShardWriter
+from vla_jax.contracts.metric_names import LOSS, RATE, WAITING
 from vla_jax.contracts.provenance import Provenance
 from vla_jax.dataset.feature_table import FeatureTable, record_keys
 from vla_jax.dataset.packed_dataset import PackedDataset
@@ -31,7 +32,6 @@ from vla_jax.optional_torch import import_torch
 from vla_jax.storage import config_json
 from vla_jax.training.config import TrainConfig
 from vla_jax.training.history import read_history
-from vla_jax.training.log_window import LOSS, RATE, WAITING
 from vla_jax.training.recipes import make_config
 
 DESCRIPTION = """Trains one network, with the same loss and optimizer, on the same episodes in several ways, each in
@@ -267,14 +267,7 @@ def train_config(
     """Returns the reference's recipe with the benchmark's network: what the PyTorch sides train."""
     dataset = PackedDataset.open(workspace.data)
     table = FeatureTable.open(dataset, workspace.cache)
-    config = make_config(
-        "reference",
-        model_type=model_type,
-        fusion_strategy="concat",
-        vl_dim=table.width,
-        vl_slots=table.num_slots,
-        sensor_window_size=length,
-    )
+    config = make_config("reference", table.spec, dataset.spec, head=model_type, fusion="concat")
     network = policy_config(model_type, length, size)
     policy = dataclasses.replace(network, vl_slots=table.num_slots)
     never = 10**9

@@ -5,10 +5,13 @@ from pathlib import Path
 import pytest
 
 from experiments.train import Arguments, configuration
-from tests.vla_jax.evaluation.workspace import make_workspace, policy_config, save_run
+from tests.vla_jax.evaluation.workspace import make_workspace, policy_config, save_run, save_training
 from vla_jax.errors import UserError
-from vla_jax.models.config import PolicyConfig
-from vla_jax.training.checkpoint import load_policy, resolve_checkpoint
+from vla_jax.heads.regression import RegressionConfig
+from vla_jax.policy.artifact import load_policy
+from vla_jax.policy.checkpoints import resolve_checkpoint
+from vla_jax.policy.config import PolicyConfig
+from vla_jax.training.config import TrainConfig
 
 
 @pytest.fixture(scope="module")
@@ -24,24 +27,25 @@ def configured(workspace, *, resumed=None, initial=None, **options):
 def test_a_run_begins_with_the_network_of_a_checkpoint_and_the_recipe_s_training(workspace, tmp_path):
     initial = load_policy(save_run(workspace, tmp_path))
     config = configured(workspace, initial=initial, recipe="small", lr=3e-4)
-    assert config.policy == initial.config.policy
-    assert config.normalisation == initial.config.normalisation
+    assert config.policy == initial.config
+    assert config.normalisation == initial.metadata.normalisation
     assert (config.steps, config.optimizer.lr) == (500, 3e-4)
     assert config.init_from == str(resolve_checkpoint(tmp_path))
 
 
 def test_an_imported_regression_no_longer_starts_from_the_answer(workspace, tmp_path):
-    policy = policy_config(workspace, z_chunk="target")
-    assert policy.z_chunk == PolicyConfig.reference("regression").z_chunk
+    head = RegressionConfig(hidden_dim=8, num_layers=1, num_heads=2, z_chunk="target")
+    policy = policy_config(workspace, head=head)
+    assert policy.head.z_chunk == PolicyConfig.reference("regression").head.z_chunk
     initial = load_policy(save_run(workspace, tmp_path, policy))
-    assert configured(workspace, initial=initial, recipe="small").policy.z_chunk == "zero"
-    assert configured(workspace, initial=initial, recipe="reference").policy.z_chunk == "target"
+    assert configured(workspace, initial=initial, recipe="small").policy.head.z_chunk == "zero"
+    assert configured(workspace, initial=initial, recipe="reference").policy.head.z_chunk == "target"
 
 
 def test_a_second_warm_up_begins_at_the_last_rate(workspace, tmp_path):
-    resumed = resolve_checkpoint(save_run(workspace, tmp_path))
+    base = TrainConfig(policy=policy_config(workspace))
+    resumed = resolve_checkpoint(save_training(workspace, tmp_path, base))
     config = configured(workspace, resumed=resumed, resume=True, rewarm=True, steps=20_000)
-    base = load_policy(tmp_path).config
     # The checkpoint is at step 0, where the schedule begins at the first step of its warm-up.
     assert config.optimizer.rewarm.step == 0
     assert config.optimizer.rewarm.lr == pytest.approx(base.optimizer.lr / 300, rel=1e-5)

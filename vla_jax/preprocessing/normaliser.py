@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from vla_jax.contracts.checks import check_choices
+
 ActionScaling = Literal["mean_std", "min_max", "none"]
 SensorScaling = Literal["centred", "none"]
 FeatureScaling = Literal["mean_std", "none"]
@@ -41,6 +43,9 @@ class NormalisationConfig:
     actions: ActionScaling = "mean_std"
     sensor: SensorScaling = "centred"
     features: FeatureScaling = "mean_std"
+
+    def __post_init__(self) -> None:
+        check_choices(self)
 
 
 @jax.tree_util.register_dataclass

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from vla_jax.dataset.packed_dataset import PackedDataset
-from vla_jax.evaluation.metrics import ACTION_NAMES
 from vla_jax.preprocessing.normaliser import NormalisationConfig, make_normaliser
 
 NUM_WINDOWS = 64
@@ -33,7 +32,9 @@ def distributions(dataset: PackedDataset, config: NormalisationConfig | None = N
     )
     actions = np.asarray(dataset.ticks.delta[ticks])
     scaled = np.asarray(normaliser.normalise_actions(actions))
-    found = [Distribution(name, actions[:, i], scaled[:, i]) for i, name in enumerate(ACTION_NAMES[:7])]
+    found = [
+        Distribution(name, actions[:, i], scaled[:, i]) for i, name in enumerate(dataset.spec.actions.names)
+    ]
     with_sensor = ticks[dataset.has_sensor(ticks)]
     if len(with_sensor):
         places = np.linspace(0, len(with_sensor) - 1, min(NUM_WINDOWS, len(with_sensor))).astype(int)
