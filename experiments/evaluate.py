@@ -64,10 +64,8 @@ def main(arguments: Arguments) -> None:
     policy = InsertionPolicy.from_checkpoint(
         arguments.run, checkpoint=arguments.checkpoint, sampler=arguments.sampler, steps=arguments.steps
     )
-    features = open_matching_features(
-        policy.loaded, dataset, arguments.cache, allow_missing=arguments.allow_missing
-    )
-    check_compatible(policy.loaded, dataset, features)
+    features = open_matching_features(policy, dataset, arguments.cache, allow_missing=arguments.allow_missing)
+    check_compatible(policy, dataset, features)
     if features.num_missing:
         make_console(stderr=True).print(features.missing_note())
     make_report_directory(arguments.out)
@@ -100,10 +98,18 @@ def summary_table(metrics: Mapping[str, Any]) -> Table:
 
 
 def segment_table(metrics: Mapping[str, Any]) -> Table:
-    """Returns the named segments: R² of the translation, and the error of dz, also where there is a sensor."""
+    """Returns the named segments: R² of the first three dimensions, and the last one's error, also with a sensor."""
     table = Table(title="segments", caption="over the whole horizon")
     table.add_column("")
-    for name in ("samples", "motion_mse", "R² dx", "R² dy", "R² dz", "dz mse", "dz mse, with sensor"):
+    dims = metrics["action_names"][:3]
+    last = len(dims) - 1
+    for name in (
+        "samples",
+        "motion_mse",
+        *(f"R² {dim}" for dim in dims),
+        f"{dims[last]} mse",
+        f"{dims[last]} mse, with sensor",
+    ):
         table.add_column(name, justify="right")
     for name, parts in metrics["segments"].items():
         every = parts["all"]
@@ -112,8 +118,8 @@ def segment_table(metrics: Mapping[str, Any]) -> Table:
             number(every["samples"]),
             number(every["motion_mse"]),
             *(number(value) for value in every["r2_per_dim"][:3]),
-            number(every["mse_per_dim"][2]),
-            number(parts["with_sensor"]["mse_per_dim"][2]),
+            number(every["mse_per_dim"][last]),
+            number(parts["with_sensor"]["mse_per_dim"][last]),
         )
     return table
 

@@ -37,8 +37,8 @@ def main(arguments: Arguments) -> None:
     count = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(policy.network, nnx.Param)))
     print(f"{arguments.checkpoint}: {found.layout} layout, {found.ignored} tensors of other parts ignored")
     print(
-        f"{config.model_type} policy, fusion {config.fusion.strategy}, vision-language width {config.vl_dim}, "
-        f"expert {config.expert.num_layers} layers of {config.expert.hidden_dim}, {count / 1e6:.1f} M parameters"
+        f"{config.head.kind} policy, fusion {config.fusion.strategy}, vision-language width {config.vl_dim}, "
+        f"expert {config.head.num_layers} layers of {config.head.hidden_dim}, {count / 1e6:.1f} M parameters"
     )
     print(f"written to {directory}")
 

@@ -33,7 +33,6 @@ SETTINGS = {
     "sensor_noise": "sensor_noise",
     "feature_noise": "feature_noise",
     "ema_decay": "ema_decay",
-    "diffusion_timesteps": "policy.diffusion.steps",
     "remat": "policy.remat",
     "seed": "seed",
     "validate_every": "validate_every",
@@ -115,7 +114,7 @@ def main(arguments: Arguments) -> None:
     if features.num_missing:
         console.print(features.missing_note())
     console.print(
-        f"{config.policy.model_type} policy, fusion {config.policy.fusion.strategy}, "
+        f"{config.policy.head.kind} policy, fusion {config.policy.fusion.strategy}, "
         f"{features.num_slots} feature slots of width {features.width}"
     )
     result = train(

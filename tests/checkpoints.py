@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from vla_jax.training.checkpoint import CHECKPOINTS
+from vla_jax.policy.checkpoints import CHECKPOINTS
 
 
 def checkpoint_arrays(run: Path, step: int) -> dict[str, np.ndarray]:

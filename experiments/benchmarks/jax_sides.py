@@ -18,7 +18,9 @@ from experiments.benchmarks.networks import (
     InferenceCase,
     Inputs,
 )
-from vla_jax.policy.network import PolicyNetwork
+from vla_jax.contracts.observation import Observation
+from vla_jax.heads.head_config import Sampling
+from vla_jax.policy.network import PolicyNetwork, abstract_network
 from vla_jax.policy.precision import with_dtype
 
 Dtype = Literal["float32", "bfloat16"]
@@ -34,10 +36,11 @@ def inference_side(
     @jax.jit
     def actions(state: nnx.State, vl: jax.Array, sensor: jax.Array, noise: jax.Array) -> jax.Array:
         policy = nnx.merge(graphdef, state)
-        features = policy.encode_sensor(sensor)
+        condition = policy.condition(vl, policy.encode_sensor(sensor))
         if case == "regression":
-            return policy.decode(vl, jnp.zeros_like(noise), features)[0]
-        return policy.denoise(noise, vl, features, sampler=case, steps=steps, key=jax.random.key(0))
+            return policy.expert.decode(condition, jnp.zeros_like(noise))[0]
+        keys = jax.random.split(jax.random.key(0), len(noise))
+        return policy.expert.denoise(noise, condition, sampling=Sampling(case, steps), keys=keys)
 
     return lambda: np.asarray(actions(state, *observed))
 
@@ -50,7 +53,7 @@ def inference_flops(case: InferenceCase, network: PolicyNetwork, inputs: Inputs,
         return lambda state, *inputs: method(nnx.merge(graphdef, state), *inputs)
 
     batch = len(inputs.vl)
-    condition = jnp.zeros((batch, network.config.expert.hidden_dim))
+    condition = jnp.zeros((batch, network.config.head.hidden_dim))
     features = jnp.zeros((batch, network.config.sensor.output_dim))
     flops = _flops(part(lambda policy, x: policy.encode_sensor(x)), state, inputs.sensor)
     flops += _flops(part(lambda policy, *x: policy.condition(*x)), state, inputs.vl, features)
@@ -69,20 +72,19 @@ def training_side(
     """
     config = replace(network.config, dtype=dtype)
     # Parameters stay float32 while training; only the graph's compute type changes.
-    graphdef, _, _ = nnx.split(
-        nnx.eval_shape(lambda: PolicyNetwork(config, rngs=nnx.Rngs(0))), nnx.Param, ...
-    )
+    graphdef, _, _ = nnx.split(abstract_network(config), nnx.Param, ...)
     _, params, rest = nnx.split(network, nnx.Param, ...)
     optimizer = optax.chain(
         optax.clip_by_global_norm(CLIP_NORM),
         optax.adamw(LEARNING_RATE, *BETAS, weight_decay=WEIGHT_DECAY),
     )
-    vl, sensor, actions = (jnp.asarray(array) for array in (inputs.vl, inputs.sensor, inputs.actions))
+    actions = jnp.asarray(inputs.actions)
+    observation = Observation(jnp.asarray(inputs.vl), None, jnp.asarray(inputs.sensor))
 
     def step(params: Any, rest: Any, state: Any, key: jax.Array) -> tuple[tuple[Any, Any, Any], jax.Array]:
         def loss_of(params: Any) -> tuple[jax.Array, Any]:
             policy = nnx.merge(graphdef, params, rest, copy=True)
-            losses = policy.loss(vl, None, sensor, None, actions, key=key, train=True)
+            losses = policy.loss(observation, actions, key=key, train=True)
             return losses.mean(), nnx.state(policy, nnx.Not(nnx.Param))
 
         (loss, rest_after), gradient = jax.value_and_grad(loss_of, has_aux=True)(params)

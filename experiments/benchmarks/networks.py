@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 
 from vla_jax.diffusion.schedule import Schedule, cosine_schedule
-from vla_jax.models.config import PolicyConfig
+from vla_jax.policy.config import PolicyConfig
 
 HeadKind = Literal["diffusion", "regression"]
 Size = Literal["full", "small"]
@@ -27,14 +27,14 @@ def policy_config(kind: HeadKind, sensor_length: int, size: Size) -> PolicyConfi
             config,
             vl_dim=64,
             sensor=replace(config.sensor, hidden_dim=32, output_dim=64),
-            expert=replace(config.expert, hidden_dim=64, num_layers=2),
+            head=replace(config.head, hidden_dim=64, num_layers=2),
         )
     return config.with_sensor_length(sensor_length)
 
 
 def noise_schedule(config: PolicyConfig) -> Schedule:
-    """Returns the diffusion's schedule."""
-    return cosine_schedule(config.diffusion.steps)
+    """Returns the diffusion's schedule; for heads without one the usual one, which nothing then reads."""
+    return cosine_schedule(config.head.noise_steps or 100)
 
 
 @dataclass(frozen=True)
@@ -66,5 +66,5 @@ def make_inputs(config: PolicyConfig, batch: int, sensor_length: int) -> Inputs:
         sensor=normal(sensor_length, config.sensor.channels),
         actions=normal(*chunk),
         noise=normal(*chunk),
-        t=rng.integers(0, config.diffusion.steps, batch).astype(np.int32),
+        t=rng.integers(0, noise_schedule(config).steps, batch).astype(np.int32),
     )

@@ -8,7 +8,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from vla_jax.models.config import PolicyConfig, SensorEncoderConfig
+from vla_jax.models.config import SensorEncoderConfig
+from vla_jax.policy.config import PolicyConfig
 
 
 class SensorEncoder(nn.Module):
@@ -59,7 +60,7 @@ class _Expert(nn.Module):
 
     def __init__(self, config: PolicyConfig):
         super().__init__()
-        width, sensor_dim = config.expert.hidden_dim, config.sensor.output_dim
+        width, sensor_dim = config.head.hidden_dim, config.sensor.output_dim
         self.strategy = config.fusion.strategy
         if self.strategy in ("cross_attention", "gated"):
             self.vl_proj = nn.Linear(config.vl_dim, width)
@@ -94,7 +95,7 @@ class DiffusionExpert(_Expert):
 
     def __init__(self, config: PolicyConfig):
         super().__init__(config)
-        expert = config.expert
+        expert = config.head
         width = expert.hidden_dim
         self.embedding_dim = expert.time_embedding_dim
         self.time_embed = nn.Sequential(
@@ -126,7 +127,7 @@ class RegressionExpert(_Expert):
 
     def __init__(self, config: PolicyConfig):
         super().__init__(config)
-        expert = config.expert
+        expert = config.head
         width = expert.hidden_dim
         self.pos_embed = nn.Parameter(0.02 * torch.randn(1, config.horizon, width))
         self.fusion_proj = nn.Linear(self.condition_dim, width)
@@ -150,7 +151,7 @@ class Policy(nn.Module):
     def __init__(self, config: PolicyConfig):
         super().__init__()
         self.sensor_encoder = SensorEncoder(config.sensor) if config.uses_sensor else None
-        expert = DiffusionExpert if config.model_type == "diffusion" else RegressionExpert
+        expert = {"diffusion": DiffusionExpert, "regression": RegressionExpert}[config.head.kind]
         self.action_expert = expert(config)
 
     def encode(self, sensor: Tensor | None) -> Tensor | None:

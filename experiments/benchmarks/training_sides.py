@@ -87,15 +87,9 @@ def run_torch(spec: TorchSpec) -> TrainingMeasurement:
 
 def train_config(task: Task) -> TrainConfig:
     """Returns the reference's recipe with the benchmark's network: what the PyTorch sides train."""
-    table = task.workspace.features(task.workspace.dataset())
-    config = make_config(
-        "reference",
-        model_type=task.kind,
-        fusion_strategy="concat",
-        vl_dim=table.width,
-        vl_slots=table.num_slots,
-        sensor_window_size=task.sensor_length,
-    )
+    dataset = task.workspace.dataset()
+    table = task.workspace.features(dataset)
+    config = make_config("reference", table.spec, dataset.spec, head=task.kind, fusion="concat")
     network = policy_config(task.kind, task.sensor_length, task.size)
     never = 10**9
     return dataclasses.replace(

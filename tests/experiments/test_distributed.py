@@ -11,7 +11,8 @@ import pytest
 
 from tests.commands import error_line, run_command, start_command
 from tests.vla_jax.evaluation.workspace import make_workspace
-from vla_jax.training.checkpoint import checkpoint_steps, load_policy
+from vla_jax.policy.artifact import load_policy
+from vla_jax.policy.checkpoints import checkpoint_steps
 
 pytestmark = pytest.mark.slow
 

@@ -11,7 +11,7 @@ import pytest
 from experiments import evaluate
 from tests.vla_jax.evaluation.workspace import make_workspace, policy_config, save_run
 from vla_jax.errors import UserError
-from vla_jax.training.checkpoint import CHECKPOINTS
+from vla_jax.policy.checkpoints import CHECKPOINTS
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -9,8 +9,8 @@ import pytest
 from tests.checkpoints import checkpoint_arrays, logged_lines
 from tests.commands import run_command, start_command
 from tests.vla_jax.evaluation.workspace import make_workspace
+from vla_jax.policy.checkpoints import CHECKPOINTS, checkpoint_steps
 from vla_jax.storage.checksums import find_changes
-from vla_jax.training.checkpoint import CHECKPOINTS, checkpoint_steps
 
 STEPS, CHECKPOINT_EVERY, LOG_EVERY = 210, 5, 3
 NUM_KILLS, NUM_IN_SAVES = 20, 7

@@ -10,7 +10,7 @@ import pytest
 
 from tests.checkpoints import checkpoint_arrays, logged_lines
 from tests.commands import error_line, run_command, start_command
-from vla_jax.training.checkpoint import CHECKPOINTS, checkpoint_steps
+from vla_jax.policy.checkpoints import CHECKPOINTS, checkpoint_steps
 
 TRAIN_OPTIONS = ("--recipe", "debug", "--log-every", "1")
 

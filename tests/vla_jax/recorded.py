@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from tests.paths import PARITY
-from vla_jax.models.config import ExpertConfig, FusionConfig, PolicyConfig, SensorEncoderConfig
+from vla_jax.models.config import FusionConfig, SensorEncoderConfig
+from vla_jax.policy.config import PolicyConfig
 from vla_jax.policy.network import PolicyNetwork
 from vla_jax.reference.tensor_names import ENCODER, EXPERT
 from vla_jax.reference.weights import network_from_weights
@@ -68,6 +69,15 @@ def policy_config(model_type: str, expert: dict, sensor: dict | None) -> PolicyC
             masked_statistics=False,
         )
     dropout = expert.get("dropout", 0.1)
+    head = replace(
+        config.head,
+        hidden_dim=expert["hidden_dim"],
+        num_layers=expert["num_layers"],
+        num_heads=expert["nhead"],
+        dropout=dropout,
+    )
+    if head.noise_steps is not None:
+        head = head.with_noise_steps(expert.get("timesteps", 100))
     return replace(
         config,
         horizon=expert["horizon"],
@@ -80,14 +90,7 @@ def policy_config(model_type: str, expert: dict, sensor: dict | None) -> PolicyC
             num_heads=expert["nhead"],
             dropout=dropout,
         ),
-        expert=ExpertConfig(
-            hidden_dim=expert["hidden_dim"],
-            num_layers=expert["num_layers"],
-            num_heads=expert["nhead"],
-            dropout=dropout,
-            horizon_embedding=False,
-        ),
-        diffusion=replace(config.diffusion, steps=expert.get("timesteps", 100)),
+        head=head,
     )
 
 

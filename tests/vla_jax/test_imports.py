@@ -6,6 +6,8 @@ import sys
 import pytest
 
 from tests.commands import REPOSITORY
+from tests.vla_jax.policy.policies import loaded_policy, policy_config
+from vla_jax.policy.artifact import save_policy
 
 
 def modules_after(statement):
@@ -31,6 +33,33 @@ def test_the_package_alone_is_light():
 )
 def test_torch_is_imported_only_when_it_is_used(statement):
     assert not modules_after(statement) & {"torch", "transformers"}
+
+
+ACTING = """
+import sys
+import numpy as np
+from vla_jax import InsertionPolicy
+policy = InsertionPolicy.from_checkpoint(sys.argv[1])
+policy.infer(policy.example())
+ours = [module for name, module in sys.modules.items() if name.startswith(("vla_jax.", "feature_cache"))]
+rooms = {".".join(module.__name__.split(".")[:2]) for module in ours}
+print(*rooms, *(name for name in ("torch", "optax") if any(hasattr(module, name) for module in ours)))
+"""
+
+
+def test_acting_needs_neither_the_training_nor_the_readers(tmp_path):
+    """Flax itself imports optax; of our modules that a robot loads, none does."""
+    config = policy_config()
+    artifact = loaded_policy(config)
+    save_policy(tmp_path, artifact.network, artifact.normaliser, artifact.metadata)
+    done = subprocess.run(
+        [sys.executable, "-c", ACTING, str(tmp_path)],
+        cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    loaded = set(done.stdout.split())
+    assert "vla_jax.policy" in loaded
+    unwanted = {"training", "recordings", "dataset", "evaluation", "reporting", "reference"}
+    assert not loaded & {"optax", "torch", "feature_cache", *(f"vla_jax.{room}" for room in unwanted)}
 
 
 def test_the_feature_store_needs_numpy_only():

@@ -25,8 +25,8 @@ class ActionSpec:
     """Unit of each dimension: "mm", "deg", … and "" where there is none."""
     horizon: int
     """Actions in a chunk."""
-    rate_hz: float
-    """Control ticks in a second."""
+    rate_hz: float | None
+    """Control ticks in a second; None where it is not known."""
     low: tuple[float, ...] | None = None
     """Smallest value of each dimension in the training episodes; None where it is not known."""
     high: tuple[float, ...] | None = None
@@ -71,16 +71,16 @@ class DataSpec:
     """What one sample of a data set means."""
 
     actions: ActionSpec
-    views: tuple[str, ...]
-    """Camera views, in the order of their slots; () without cameras."""
+    views: tuple[str, ...] | None
+    """Camera views, in the order of their slots; () without cameras, None where they are not known."""
     sensor: SensorSpec | None
     """None where no episode has a sensor."""
     state: tuple[str, ...] = ()
     """Names of the recorded pose (or joint) values of each tick; () where only actions were recorded."""
-    alignment: Alignment = "timestamp"
-    """How pictures and sensor rows were paired with ticks."""
-    refresh_ticks: int = 3
-    """Control ticks that share one camera instant's features."""
+    alignment: Alignment | None = "timestamp"
+    """How pictures and sensor rows were paired with ticks; None where it is not known."""
+    refresh_ticks: int | None = 3
+    """Control ticks that share one camera instant's features; None where it is not known."""
 
     def differences(self, other: "DataSpec") -> list[str]:
         """Returns where `other`, the policy's, disagrees in what changes the meaning of a sample.

@@ -5,19 +5,18 @@ import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from vla_jax.contracts.observation import Batch, Observation, ResidentRows
 from vla_jax.dataset.feature_table import FeatureTable
 from vla_jax.dataset.packed_dataset import PackedDataset, Split
 from vla_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
-
-Batch = dict[str, np.ndarray]
 
 # An epoch's order is kept while batches of it are made; two epochs meet in one batch.
 NUM_KEPT_ORDERS = 3
@@ -51,34 +50,34 @@ def make_batch(
     *,
     resident: Collection[str] = (),
 ) -> Batch:
-    """Returns the samples at tick rows `ticks` (b,) as one dictionary of arrays.
+    """Returns the samples at tick rows `ticks` (b,), in recorded units; arrays of numpy, features and sensor windows in
+    their storage types. Without any sensor in the data set, there is none in the observation either.
 
-    "vl" (b, s, v) and "vl_mask" (b, s); "sensor" (b, t, 1026) in the storage type and "has_sensor" (b,);
-    "actions" (b, 8, 7), "previous_action" (b, 7) f32 in mm and degrees; "confidence" (b,) f32; "tick" (b,) i64;
-    "valid" (b,) bool, False for rows that only fill a batch.
-
-    resident: what the devices hold whole, so that the batch only says which rows: "vl" gives "vl_row" (b,) i32 of
-    `FeatureTable.records` (its length: no record) instead of vl and vl_mask; "sensor" gives "sensor_rows" (b, 2) i32,
-    the stream's rows that a window may use (−1: none).
+    valid: which rows are samples; all by default. resident: "vl", "sensor" where the devices hold the feature table
+    (`FeatureTable.records`) or the stream whole, so that the batch only says which rows of them.
     """
-    batch = {
-        "has_sensor": dataset.has_sensor(ticks),
-        "actions": dataset.actions(ticks),
-        "previous_action": dataset.previous_action(ticks),
-        "confidence": dataset.confidence(ticks),
-        "tick": np.asarray(ticks, np.int64),
-        "valid": np.ones(len(ticks), bool) if valid is None else valid,
-    }
-    records = dataset.record_index(ticks)
+    records, rows = dataset.record_index(ticks), ResidentRows()
+    vl = vl_mask = sensor = has_sensor = None
     if "vl" in resident:
-        batch["vl_row"] = features.rows(records)
+        rows = replace(rows, vl=features.rows(records))
     else:
-        batch["vl"], batch["vl_mask"] = features.gather(records)
-    if "sensor" in resident:
-        batch["sensor_rows"] = dataset.sensor_rows(ticks)
-    else:
-        batch["sensor"] = dataset.sensor_windows(ticks)
-    return batch
+        vl, vl_mask = features.gather(records)
+    if dataset.spec.sensor is not None:
+        has_sensor = dataset.has_sensor(ticks)
+        if "sensor" in resident:
+            rows = replace(rows, sensor=dataset.sensor_rows(ticks))
+        else:
+            sensor = dataset.sensor_windows(ticks)
+    actions = dataset.actions(ticks)
+    previous = np.repeat(dataset.previous_action(ticks)[:, None], actions.shape[1], axis=1)
+    return Batch(
+        observation=Observation(vl, vl_mask, sensor, has_sensor, previous_chunk=previous),
+        actions=actions,
+        confidence=dataset.confidence(ticks),
+        tick=np.asarray(ticks, np.int64),
+        valid=np.ones(len(ticks), bool) if valid is None else valid,
+        resident=rows,
+    )
 
 
 def sequential_batches(

@@ -7,7 +7,7 @@ from jaxtyping import Float
 def baseline_predictions(
     training_mean: Float[np.ndarray, " a"], previous_action: Float[np.ndarray, "n a"], horizon: int
 ) -> dict[str, Float[np.ndarray, "n h a"]]:
-    """Returns what the baselines predict at each of n ticks, in mm and degrees.
+    """Returns what the baselines predict at each of n ticks, in recorded units.
 
     zero: the arm stands still (gripper 0 too, as the reference's zero baseline has it).
     mean: the mean action of the training episodes.

@@ -4,12 +4,14 @@ Open loop: the chunk predicted at tick 0 is executed whole, then that of tick 8,
 are those of the recording. The drift is how far the integrated pose is then from the recorded one.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from vla_jax.evaluation.metrics import ROTATION, TRANSLATION
+from vla_jax.contracts.specs import ActionSpec
+from vla_jax.evaluation.metrics import MotionDims
 
 
 @dataclass(frozen=True)
@@ -18,13 +20,15 @@ class Drift:
 
     Attributes:
         episode: index of the episode.
-        position: [m] mm, length of the position error after each executed action.
+        ticks: m, how many.
+        position: [m] mm, length of the position error after each executed action; None where no action is in mm.
         angle: [m] degrees, length of the vector of wrapped Euler angle errors, likewise.
     """
 
     episode: int
-    position: Float[np.ndarray, " m"]
-    angle: Float[np.ndarray, " m"]
+    ticks: int
+    position: Float[np.ndarray, " m"] | None
+    angle: Float[np.ndarray, " m"] | None
 
 
 def wrap_degrees(angle: np.ndarray) -> np.ndarray:
@@ -40,15 +44,17 @@ def executed_actions(predicted: Float[np.ndarray, "m h a"]) -> Float[np.ndarray,
 
 
 def integrated_drift(
-    predicted: Float[np.ndarray, "m h a"], recorded: Float[np.ndarray, "m a"]
-) -> tuple[Float[np.ndarray, " m"], Float[np.ndarray, " m"]]:
+    predicted: Float[np.ndarray, "m h a"], recorded: Float[np.ndarray, "m a"], actions: ActionSpec
+) -> tuple[Float[np.ndarray, " m"] | None, Float[np.ndarray, " m"] | None]:
     """Returns position drift in mm and angle drift in degrees after each of m consecutive ticks.
 
-    predicted: the chunk predicted at each tick; recorded: the delta that was executed after it.
+    predicted: the chunk predicted at each tick; recorded: the delta that was executed after it. None where no
+    dimension of `actions` has the unit.
     """
+    dims = MotionDims.of(actions)
     error = np.cumsum(np.asarray(executed_actions(predicted), np.float64) - recorded, axis=0)
-    position = np.linalg.norm(error[:, TRANSLATION], axis=-1)
-    return position, np.linalg.norm(wrap_degrees(error[:, ROTATION]), axis=-1)
+    position, angle = error[:, dims.translation], wrap_degrees(error[:, dims.rotation])
+    return _length(position), _length(angle)
 
 
 def drift_per_episode(
@@ -56,6 +62,7 @@ def drift_per_episode(
     recorded: Float[np.ndarray, "n a"],
     tick: Int[np.ndarray, " n"],
     episode: Int[np.ndarray, " n"],
+    actions: ActionSpec,
 ) -> list[Drift]:
     """Integrates every episode's chunks; a gap in an episode's ticks starts a new stretch there.
 
@@ -65,7 +72,7 @@ def drift_per_episode(
         return []
     starts = 1 + np.flatnonzero((np.diff(tick) != 1) | (np.diff(episode) != 0))
     return [
-        Drift(int(episode[rows[0]]), *integrated_drift(predicted[rows], recorded[rows]))
+        Drift(int(episode[rows[0]]), len(rows), *integrated_drift(predicted[rows], recorded[rows], actions))
         for rows in np.split(np.arange(len(tick)), starts)
     ]
 
@@ -73,24 +80,36 @@ def drift_per_episode(
 def summarise_drift(drifts: list[Drift]) -> dict[str, object]:
     """Returns the mean over stretches of the final and of the mean drift, the worst final one, and each stretch's.
 
-    Keys: final_mm, mean_mm, worst_mm, final_deg, mean_deg, worst_deg (None without stretches), episodes.
+    Keys: final_mm, mean_mm, worst_mm, final_deg, mean_deg, worst_deg (None without stretches, and where no action has
+    the unit), episodes.
     """
     per_stretch = [
         {
             "episode": drift.episode,
-            "ticks": len(drift.position),
-            "final_mm": float(drift.position[-1]),
-            "mean_mm": float(drift.position.mean()),
-            "final_deg": float(drift.angle[-1]),
-            "mean_deg": float(drift.angle.mean()),
+            "ticks": drift.ticks,
+            **_ends("mm", drift.position),
+            **_ends("deg", drift.angle),
         }
         for drift in drifts
     ]
     summary: dict[str, object] = {}
     for unit in ("mm", "deg"):
-        final = [entry[f"final_{unit}"] for entry in per_stretch]
-        mean = [entry[f"mean_{unit}"] for entry in per_stretch]
+        final, mean = (_known(entry[f"{name}_{unit}"] for entry in per_stretch) for name in ("final", "mean"))
         summary[f"final_{unit}"] = float(np.mean(final)) if final else None
         summary[f"mean_{unit}"] = float(np.mean(mean)) if mean else None
         summary[f"worst_{unit}"] = max(final, default=None)
     return {**summary, "episodes": per_stretch}
+
+
+def _length(errors: Float[np.ndarray, "m d"]) -> Float[np.ndarray, " m"] | None:
+    return np.linalg.norm(errors, axis=-1) if errors.shape[-1] else None
+
+
+def _ends(unit: str, drift: Float[np.ndarray, " m"] | None) -> dict[str, float | None]:
+    if drift is None:
+        return {f"final_{unit}": None, f"mean_{unit}": None}
+    return {f"final_{unit}": float(drift[-1]), f"mean_{unit}": float(drift.mean())}
+
+
+def _known(values: Iterable[float | None]) -> list[float]:
+    return [value for value in values if value is not None]

@@ -10,6 +10,7 @@ from vla_jax.evaluation.baselines import baseline_predictions
 from vla_jax.evaluation.drift import Drift, drift_per_episode, summarise_drift
 from vla_jax.evaluation.metrics import Metrics, metrics_of_subsets
 from vla_jax.evaluation.prediction import Predictions
+from vla_jax.policy.insertion_policy import InsertionPolicy
 
 # Metrics whose ratio baseline / policy is reported.
 FACTOR_METRICS = ("overall_mse", "motion_mse", "overall_mae", "first_action_mse")
@@ -21,13 +22,13 @@ def judge(predictions: Predictions, dataset: PackedDataset) -> tuple[Metrics, li
     The policy's errors stand at top level (`metrics_of_subsets`), with "drift". "baselines" has the same for
     zero, mean and previous; "factors" says how many times larger each baseline's error is than the policy's.
     """
-    segments = segment_masks(predictions, dataset)
+    segments, actions = segment_masks(predictions, dataset), dataset.spec.actions
     recorded = np.asarray(dataset.ticks.delta[predictions.tick])
     names = [entry.name for entry in dataset.episodes]
 
     def of(predicted: Float[np.ndarray, "n h a"]) -> tuple[Metrics, list[Drift]]:
-        metrics = metrics_of_subsets(predicted, predictions.target, predictions.has_sensor, segments)
-        drifts = drift_per_episode(predicted, recorded, predictions.tick, predictions.episode)
+        metrics = metrics_of_subsets(predicted, predictions.target, predictions.has_sensor, segments, actions)
+        drifts = drift_per_episode(predicted, recorded, predictions.tick, predictions.episode, actions)
         drift = summarise_drift(drifts)
         for entry in drift["episodes"]:
             entry["episode"] = names[entry["episode"]]
@@ -60,20 +61,20 @@ def error_factor(baseline: float | None, policy: float | None) -> float | None:
 
 
 def judged_on(
-    policy: Any, dataset: PackedDataset, predictions: Predictions, split: str, seed: int
+    policy: InsertionPolicy, dataset: PackedDataset, predictions: Predictions, split: str, seed: int
 ) -> dict[str, Any]:
     """Returns what was judged, and on what: policy, data and features, for `metrics.json` and the report."""
     config, loaded = policy.config, policy.loaded
     described: dict[str, Any] = {
         "checkpoint": str(loaded.path),
-        "step": loaded.step,
-        "model_type": config.model_type,
+        "step": loaded.metadata.step,
+        "model_type": config.head.kind,
         "fusion": config.fusion.strategy,
         "vl_pool": config.vl_pool,
-        "z_chunk": "zero" if config.z_chunk == "target" else config.z_chunk,
+        "z_chunk": "previous" if config.head.needs_previous_chunk else "zero",
         "parameters": policy.num_parameters,
     }
-    if config.model_type == "diffusion":
+    if policy.sampler is not None:
         described |= {"sampler": policy.sampler, "sampling_steps": policy.sampling_steps, "seed": seed}
     return {
         "policy": described,
@@ -86,5 +87,5 @@ def judged_on(
             "content": dataset.describe()["content"],
             **dataset.describe()["meta"],
         },
-        "features": dict(loaded.identity.features),
+        "features": dict(loaded.metadata.identity.features),
     }

@@ -1,19 +1,17 @@
-"""Errors of predicted action chunks against recorded ones, in physical units, as JSON-ready values.
+"""Errors of predicted action chunks against recorded ones, in recorded units, as JSON-ready values.
 
 All sums are taken in float64. A value that is not defined, such as the correlation of a constant dimension or any
 mean over no samples, is None (null in JSON), never NaN.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
 
-ACTION_NAMES = ("dx", "dy", "dz", "da", "db", "dr", "gripper")
-ACTION_UNITS = ("mm", "mm", "mm", "deg", "deg", "deg", "")
-TRANSLATION, ROTATION, MOTION = slice(0, 3), slice(3, 6), slice(0, 6)
-GRIPPER = 6
+from vla_jax.contracts.specs import ActionSpec
 
 # Below this standard deviation a dimension counts as constant; the threshold of the reference's correlations.
 CONSTANT_STD = 1e-6
@@ -21,34 +19,56 @@ CONSTANT_STD = 1e-6
 Metrics = dict[str, Any]
 
 
-def action_metrics(predicted: Float[np.ndarray, "n h a"], target: Float[np.ndarray, "n h a"]) -> Metrics:
-    """Computes the errors of action chunks; a = 7, mm for dims 0–2, degrees for 3–5, gripper last.
+@dataclass(frozen=True)
+class MotionDims:
+    """Which dimensions of an action move the arm, as indices into the last axis. A group without any has no errors."""
+
+    translation: slice | list[int]
+    """In mm."""
+    rotation: slice | list[int]
+    """In degrees."""
+    motion: slice | list[int]
+    """Both."""
+
+    @classmethod
+    def of(cls, actions: ActionSpec) -> "MotionDims":
+        """Finds them by their units."""
+        translation, rotation = actions.dims("mm"), actions.dims("deg")
+        return cls(*map(_index, (translation, rotation, sorted(translation + rotation))))
+
+
+def action_metrics(
+    predicted: Float[np.ndarray, "n h a"], target: Float[np.ndarray, "n h a"], actions: ActionSpec
+) -> Metrics:
+    """Computes the errors of action chunks in the units of `actions`.
 
     Keys named as in the reference: overall_mse, overall_mae (all dims), first_action_mse, full_horizon_mse,
     mse_per_dim, mae_per_dim [a], correlations [a] (Pearson, first action of each chunk), action_names.
 
-    Further ones: samples; motion_mse, motion_mae, first_motion_mse (the six motion dims: a constant gripper is
+    Further ones: samples; motion_mse, motion_mae, first_motion_mse (the dims in mm and degrees: a constant gripper is
     trivial for whoever knows it and costs the zero baseline 1/7); translation_mse (mm²), rotation_mse (deg²);
     first_mse_per_dim, r2_per_dim (whole horizon), first_r2_per_dim [a]; mse_per_horizon [h],
     translation_rmse_per_horizon (mm, length of the error vector) and rotation_rmse_per_horizon (deg, likewise) [h].
     """
-    if predicted.shape != target.shape or predicted.ndim != 3:
-        raise ValueError(f"predicted {predicted.shape} and target {target.shape} must both be [n, h, a]")
+    if predicted.shape != target.shape or predicted.ndim != 3 or predicted.shape[-1] != actions.size:
+        raise ValueError(
+            f"predicted {predicted.shape} and target {target.shape} must both be [n, h, {actions.size}]"
+        )
     predicted, target = np.asarray(predicted, np.float64), np.asarray(target, np.float64)
     error = predicted - target
     squared, absolute = np.square(error), np.abs(error)
-    first = slice(0, 1)
+    first, dims = slice(0, 1), MotionDims.of(actions)
     return {
         "samples": len(predicted),
         "overall_mse": _mean(squared),
         "overall_mae": _mean(absolute),
         "first_action_mse": _mean(squared[:, first]),
         "full_horizon_mse": _mean(squared),
-        "motion_mse": _mean(squared[..., MOTION]),
-        "motion_mae": _mean(absolute[..., MOTION]),
-        "first_motion_mse": _mean(squared[:, first, MOTION]),
-        "translation_mse": _mean(squared[..., TRANSLATION]),
-        "rotation_mse": _mean(squared[..., ROTATION]),
+        "motion_mse": _mean(squared[..., dims.motion]),
+        "motion_mae": _mean(absolute[..., dims.motion]),
+        "first_motion_mse": _mean(squared[:, first][..., dims.motion]),
+        "translation_mse": _mean(squared[..., dims.translation]),
+        "rotation_mse": _mean(squared[..., dims.rotation]),
         "mse_per_dim": _means(squared, axis=(0, 1)),
         "mae_per_dim": _means(absolute, axis=(0, 1)),
         "first_mse_per_dim": _means(squared[:, first], axis=(0, 1)),
@@ -56,9 +76,9 @@ def action_metrics(predicted: Float[np.ndarray, "n h a"], target: Float[np.ndarr
         "r2_per_dim": r2_per_dim(predicted, target),
         "first_r2_per_dim": r2_per_dim(predicted[:, first], target[:, first]),
         "mse_per_horizon": _means(squared, axis=(0, 2)),
-        "translation_rmse_per_horizon": _root(_means(squared[..., TRANSLATION].sum(-1), axis=0)),
-        "rotation_rmse_per_horizon": _root(_means(squared[..., ROTATION].sum(-1), axis=0)),
-        "action_names": list(ACTION_NAMES[: predicted.shape[-1]]),
+        "translation_rmse_per_horizon": _lengths(squared[..., dims.translation]),
+        "rotation_rmse_per_horizon": _lengths(squared[..., dims.rotation]),
+        "action_names": list(actions.names),
     }
 
 
@@ -96,6 +116,7 @@ def metrics_of_subsets(
     target: Float[np.ndarray, "n h a"],
     has_sensor: Bool[np.ndarray, " n"],
     segments: Mapping[str, Bool[np.ndarray, " n"]],
+    actions: ActionSpec,
 ) -> Metrics:
     """Computes `action_metrics` of all samples (top level), and of these parts of them.
 
@@ -103,10 +124,10 @@ def metrics_of_subsets(
     """
 
     def of(mask: Bool[np.ndarray, " n"]) -> Metrics:
-        return action_metrics(predicted[mask], target[mask])
+        return action_metrics(predicted[mask], target[mask], actions)
 
     return {
-        **action_metrics(predicted, target),
+        **action_metrics(predicted, target, actions),
         "subsets": {"with_sensor": of(has_sensor), "without_sensor": of(~has_sensor)},
         "segments": {
             name: {"all": of(mask), "with_sensor": of(mask & has_sensor)} for name, mask in segments.items()
@@ -129,5 +150,15 @@ def _means(values: np.ndarray, axis: int | tuple[int, ...]) -> list[float | None
     return [float(value) for value in values.mean(axis=axis)]
 
 
-def _root(values: list[float | None]) -> list[float | None]:
-    return [None if value is None else value**0.5 for value in values]
+def _lengths(squared: np.ndarray) -> list[float | None]:
+    """Root mean square length, at each step of the horizon, of error vectors whose squared components [n, h, d] are."""
+    if not squared.size:
+        return [None] * squared.shape[1]
+    return [None if value is None else value**0.5 for value in _means(squared.sum(-1), axis=0)]
+
+
+def _index(dims: Sequence[int]) -> slice | list[int]:
+    """Neighbouring dimensions as a slice, which makes a view: sums over it are taken in the order they lie in."""
+    if dims and list(dims) == list(range(dims[0], dims[-1] + 1)):
+        return slice(dims[0], dims[-1] + 1)
+    return list(dims)

@@ -10,12 +10,13 @@ from vla_jax.dataset.batches import sequential_batches
 from vla_jax.dataset.feature_table import FeatureTable
 from vla_jax.dataset.packed_dataset import PackedDataset
 from vla_jax.policy.insertion_policy import InsertionPolicy
+from vla_jax.policy.prediction import row_keys
 from vla_jax.progress import progress_bar
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a policy predicted at each of n samples, in mm and degrees, with what happened.
+    """What a policy predicted at each of n samples, in recorded units, with what happened.
 
     Attributes:
         tick: [n] rows of the data set's tick table, ascending.
@@ -45,32 +46,20 @@ def predict_split(
     """Predicts the chunk of every sample of "train", "val" or "all" that has features, with a progress bar.
 
     A diffusion policy draws each sample's noise from (seed, tick), so neither batch size nor split changes it. The
-    recorded future enters only `target`; a policy anchored on the previous chunk is given the delta before the
-    tick, repeated.
+    recorded future enters only `target`.
     """
-    horizon = policy.config.horizon
-    draw_keys = jax.jit(jax.vmap(jax.random.fold_in, (None, 0)))
-    root = jax.random.key(seed)
+    draw_keys, root = jax.jit(row_keys), jax.random.key(seed)
     kept: dict[str, list[np.ndarray]] = {}
     with progress_bar(total=len(features.sample_ticks(split)), desc=f"predict {split}", unit="sample") as bar:
         for batch in sequential_batches(dataset, features, split, batch_size):
-            previous = batch["previous_action"]
-            anchor = np.repeat(previous[:, None], horizon, axis=1)
-            predicted = policy.predict(
-                batch["vl"],
-                batch["vl_mask"],
-                batch["sensor"],
-                batch["has_sensor"],
-                key=draw_keys(root, batch["tick"].astype(np.uint32)),
-                z_chunk=anchor if policy.config.z_chunk == "previous" else None,
-            )
-            valid = batch["valid"]
+            observation, valid = batch.observation, batch.valid
+            has_sensor = observation.has_sensor
             rows = {
-                "tick": batch["tick"],
-                "predicted": predicted,
-                "target": batch["actions"],
-                "previous_action": previous,
-                "has_sensor": batch["has_sensor"],
+                "tick": batch.tick,
+                "predicted": policy.infer(observation, draw_keys(root, batch.tick)),
+                "target": batch.actions,
+                "previous_action": observation.previous_chunk[:, -1],
+                "has_sensor": np.zeros(len(valid), bool) if has_sensor is None else has_sensor,
             }
             for name, value in rows.items():
                 kept.setdefault(name, []).append(np.asarray(value)[valid])

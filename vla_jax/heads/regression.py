@@ -1,29 +1,77 @@
-"""The regression expert: decodes a chunk of actions from a condition in one pass."""
+"""The regression head: decodes a chunk of actions from a condition in one pass."""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 
-from vla_jax.models.config import PolicyConfig
+from vla_jax.contracts.checks import check_choices
+from vla_jax.heads.action_head import ActionHead
+from vla_jax.heads.head_config import HeadSize, Sampling, register_head
+from vla_jax.heads.transformer_head import TransformerHeadConfig
 from vla_jax.models.dropout import DropoutKey, split_key
 from vla_jax.models.transformer import DecoderLayer, apply_layer, layer_norm, linear
 
 
-class RegressionActionExpert(nnx.Module):
+@register_head
+@dataclass(frozen=True)
+class RegressionConfig(TransformerHeadConfig):
+    """A decoder over learned queries, one for each action."""
+
+    kind: ClassVar[str] = "regression"
+
+    z_chunk: Literal["zero", "previous", "target"] = "zero"
+    """What the head's output is added to in training: nothing, a chunk from the past that the caller gives, or
+    (reference, for comparison only: it leaks the answer) the true actions."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choices(self)
+
+    def make(
+        self, horizon: int, action_dim: int, *, dtype: jnp.dtype, remat: bool, rngs: nnx.Rngs
+    ) -> "RegressionHead":
+        return RegressionHead(self, horizon, action_dim, dtype=dtype, remat=remat, rngs=rngs)
+
+    @property
+    def needs_previous_chunk(self) -> bool:
+        return self.z_chunk == "previous"
+
+    @classmethod
+    def preset(cls, size: HeadSize, *, reference: bool = False) -> "RegressionConfig":
+        return cls(**cls.SIZES[size], z_chunk="target" if reference else "zero")
+
+    def without_leaks(self) -> "RegressionConfig":
+        return replace(self, z_chunk="zero") if self.z_chunk == "target" else self
+
+
+class RegressionHead(ActionHead):
     """A post-norm transformer decoder: one learned query per action, the condition its only memory token."""
 
-    def __init__(self, config: PolicyConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        expert = config.expert
-        width = expert.hidden_dim
+    def __init__(
+        self,
+        config: RegressionConfig,
+        horizon: int,
+        action_dim: int,
+        *,
+        dtype: jnp.dtype,
+        remat: bool,
+        rngs: nnx.Rngs,
+    ):
+        width = config.hidden_dim
+        self.config = config
+        self.action_dim = action_dim
         self.dtype = dtype
-        self.remat = config.remat
-        self.pos_embed = nnx.Param(0.02 * rngs.params.normal((1, config.horizon, width), jnp.float32))
+        self.remat = remat
+        self.pos_embed = nnx.Param(0.02 * rngs.params.normal((1, horizon, width), jnp.float32))
         self.layers = nnx.List(
-            DecoderLayer(width, expert.num_heads, expert.dropout, dtype=dtype, rngs=rngs)
-            for _ in range(expert.num_layers)
+            DecoderLayer(width, config.num_heads, config.dropout, dtype=dtype, rngs=rngs)
+            for _ in range(config.num_layers)
         )
         self.head_norm = layer_norm(width, dtype=dtype, rngs=rngs)
-        self.head_out = linear(width, config.action_dim, dtype=dtype, rngs=rngs)
+        self.head_out = linear(width, action_dim, dtype=dtype, rngs=rngs)
 
     def __call__(self, condition: Float[Array, "b e"], *, key: DropoutKey = None) -> Float[Array, "b h a"]:
         """The change (delta) of the chunk that the condition calls for, float32."""
@@ -33,3 +81,42 @@ class RegressionActionExpert(nnx.Module):
         for layer, key_ in zip(self.layers, split_key(key, len(self.layers)), strict=True):
             x = apply_layer(layer, x, memory, key=key_, remat=self.remat)
         return self.head_out(self.head_norm(x)).astype(jnp.float32)
+
+    def decode(
+        self, condition: Float[Array, "b e"], z_chunk: Float[Array, "b h a"], *, key: DropoutKey = None
+    ) -> tuple[Float[Array, "b h a"], Float[Array, "b h a"]]:
+        """(actions, delta): actions = z_chunk + delta."""
+        delta = self(condition, key=key)
+        return z_chunk + delta, delta
+
+    def loss(
+        self,
+        condition: Float[Array, "b e"],
+        actions: Float[Array, "b h a"],
+        *,
+        keys: Key[Array, "2"],
+        dropout_key: DropoutKey = None,
+        previous_chunk: Float[Array, "b h a"] | None = None,
+    ) -> Float[Array, " b"]:
+        """The squared error of the actions."""
+        anchor = actions if self.config.z_chunk == "target" else self._anchor(condition, previous_chunk)
+        prediction, _ = self.decode(condition, anchor, key=dropout_key)
+        return jnp.square(prediction - actions).mean(axis=(1, 2))
+
+    def sample(
+        self,
+        condition: Float[Array, "b e"],
+        *,
+        keys: Key[Array, " b"] | None = None,
+        previous_chunk: Float[Array, "b h a"] | None = None,
+        sampling: Sampling | None = None,
+    ) -> Float[Array, "b h a"]:
+        """The actions; the answer is never known here, so a head trained on its own target adds to zeros."""
+        return self.decode(condition, self._anchor(condition, previous_chunk))[0]
+
+    def _anchor(self, condition: Array, previous_chunk: Array | None) -> Array:
+        if not self.config.needs_previous_chunk:
+            return jnp.zeros((condition.shape[0], self.pos_embed.shape[1], self.action_dim), jnp.float32)
+        if previous_chunk is None:
+            raise ValueError('z_chunk is "previous": give the chunk as previous_chunk')
+        return previous_chunk

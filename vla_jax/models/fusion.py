@@ -1,51 +1,57 @@
-"""Fusion: vision-language tokens and the sensor feature become the condition vector of an expert."""
+"""Fusion: vision-language tokens and the sensor feature become the condition vector of a head."""
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from vla_jax.models.config import PolicyConfig
+from vla_jax.models.config import FusionConfig
 from vla_jax.models.dropout import DropoutKey
 from vla_jax.models.transformer import MultiHeadAttention, linear
 from vla_jax.models.vl_pooling import AttentionPool, SlotEmbedding, mean_pool
 
 
 class Fusion(nnx.Module):
-    """One of four strategies, each ending in a Linear to the expert's width.
+    """One of four strategies, each ending in a Linear to the condition's width.
 
     concat: pooled tokens and sensor side by side. cross_attention: the sensor queries the tokens. gated: a learned
     gate per feature between the pooled tokens and the sensor. none: the pooled tokens alone.
     """
 
-    def __init__(self, config: PolicyConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.config = config
-        self.strategy = config.fusion.strategy
+    def __init__(
+        self,
+        config: FusionConfig,
+        *,
+        vl_dim: int,
+        vl_slots: int,
+        sensor_dim: int,
+        width: int,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        """vl_dim, vl_slots: of the tokens. sensor_dim: of the sensor feature. width: of the condition."""
+        self.strategy = config.strategy
+        self.masked_pool = config.masked_pool
+        self.attends = config.pool(vl_slots) == "attention"
         self.dtype = dtype
-        width, sensor_dim = config.expert.hidden_dim, config.sensor.output_dim
-        knows_slots = config.vl_pool == "attention"
+        pooled_dim = config.pooled_dim(vl_dim, vl_slots)
         if self.strategy == "cross_attention":
-            self.vl_proj = linear(config.vl_dim, width, dtype=dtype, rngs=rngs)
+            self.vl_proj = linear(vl_dim, width, dtype=dtype, rngs=rngs)
             self.sensor_proj = linear(sensor_dim, width, dtype=dtype, rngs=rngs)
-            if knows_slots:
-                self.slot_embedding = SlotEmbedding(config.vl_slots, width, dtype=dtype, rngs=rngs)
+            if self.attends:
+                self.slot_embedding = SlotEmbedding(vl_slots, width, dtype=dtype, rngs=rngs)
             self.cross_attn = MultiHeadAttention(
-                width, config.fusion.num_heads, config.fusion.dropout, dtype=dtype, rngs=rngs
+                width, config.num_heads, config.dropout, dtype=dtype, rngs=rngs
             )
             condition_dim = width
         else:
-            if knows_slots:
+            if self.attends:
                 self.pool = AttentionPool(
-                    config.vl_dim,
-                    config.vl_slots,
-                    config.pooled_dim,
-                    config.fusion.vl_pool_heads,
-                    dtype=dtype,
-                    rngs=rngs,
+                    vl_dim, vl_slots, pooled_dim, config.vl_pool_heads, dtype=dtype, rngs=rngs
                 )
-            condition_dim = config.pooled_dim
+            condition_dim = pooled_dim
         if self.strategy == "gated":
-            self.vl_proj = linear(config.pooled_dim, width, dtype=dtype, rngs=rngs)
+            self.vl_proj = linear(pooled_dim, width, dtype=dtype, rngs=rngs)
             self.sensor_proj = linear(sensor_dim, width, dtype=dtype, rngs=rngs)
             self.gate = linear(2 * width, width, dtype=dtype, rngs=rngs)
             condition_dim = width
@@ -80,16 +86,16 @@ class Fusion(nnx.Module):
         return self.project(gate * pooled + (1 - gate) * sensor)
 
     def _pool(self, vl: Array, vl_mask: Array | None) -> Array:
-        if self.config.vl_pool == "attention":
+        if self.attends:
             return self.pool(vl, vl_mask)
-        return mean_pool(vl, vl_mask if self.config.fusion.masked_pool else None).astype(self.dtype)
+        return mean_pool(vl, vl_mask if self.masked_pool else None).astype(self.dtype)
 
     def _sensor_queries_tokens(
         self, vl: Array, vl_mask: Array | None, sensor: Array, key: DropoutKey
     ) -> Array:
         tokens = self.vl_proj(vl)
-        if self.config.vl_pool == "attention":
+        if self.attends:
             tokens = self.slot_embedding(tokens)
         query = self.sensor_proj(sensor)[:, None]
-        mask = vl_mask if self.config.fusion.masked_pool else None
+        mask = vl_mask if self.masked_pool else None
         return self.cross_attn.cross(query, tokens, mask, key=key)[:, 0]

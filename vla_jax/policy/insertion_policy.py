@@ -1,6 +1,7 @@
 """A trained policy as a plain function of observations, for the robot and for evaluation."""
 
-import functools
+from collections.abc import Mapping
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,27 +11,30 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from vla_jax.errors import UserError
-from vla_jax.models.config import PolicyConfig
-from vla_jax.preprocessing.normaliser import Normaliser
-from vla_jax.training.checkpoint import LoadedPolicy, load_policy
-
-SAMPLERS = ("ddim", "ddpm")
+from vla_jax.contracts.observation import Observation
+from vla_jax.contracts.specs import DataSpec, FeatureSpec
+from vla_jax.policy.artifact import PolicyArtifact, load_policy
+from vla_jax.policy.prediction import predict_batch, row_keys
+from vla_jax.preprocessing.preprocessor import Preprocessor
 
 
 class InsertionPolicy:
-    """Predicts the next 8 pose deltas from vision-language features and a sensor window.
+    """Predicts the next actions (of the lab's arm: 8 pose deltas) from vision-language features and a sensor window.
 
     The network is compiled once for each batch size it meets; `warm_up` does that ahead of time.
 
     Attributes:
-        loaded: the restored checkpoint: its configuration, normaliser, step, path and what it was trained on.
-        sensor_window: number of sensor rows a window must have; None when the checkpoint does not say.
+        loaded: the restored checkpoint: its network, normaliser, metadata and path.
+        config: of the network.
+        data, features: what the observations and actions mean, and the features that they hold.
+        sensor_window: number of sensor rows a window must have; None when any will do, or there is no sensor.
         sampler, sampling_steps: how a diffusion policy denoises; None for regression.
         num_parameters: of the network.
     """
 
-    def __init__(self, loaded: LoadedPolicy, *, sampler: str | None = None, steps: int | None = None) -> None:
+    def __init__(
+        self, loaded: PolicyArtifact, *, sampler: str | None = None, steps: int | None = None
+    ) -> None:
         """Makes a policy of a restored checkpoint.
 
         sampler: "ddim" or "ddpm", steps: denoising steps; None takes the checkpoint's own (ddpm: all steps). Both
@@ -40,14 +44,25 @@ class InsertionPolicy:
             UserError: the sampler or the steps do not fit the policy.
         """
         self.loaded = loaded
-        self.config = loaded.config.policy
-        window = loaded.identity.data.get("meta", {}).get("sensor_window_size")
-        self.sensor_window: int | None = None if window is None else int(window)
-        self.sampler, self.sampling_steps = _sampling(self.config, sampler, steps)
+        self.config = loaded.config
+        self.data: DataSpec = loaded.metadata.data
+        self.features: FeatureSpec = loaded.metadata.features
+        self.sensor_window: int | None = self.data.sensor.window if self.data.sensor else None
+        sampling = self.config.head.sampling(sampler, steps)
+        self.sampler = sampling.sampler if sampling else None
+        self.sampling_steps = sampling.steps if sampling else None
         self.num_parameters = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(loaded.network, nnx.Param)))
+        self._reads_sensor = self.config.uses_sensor and self.data.sensor is not None
         structure, self._state = nnx.split(loaded.network)
-        self._compiled = jax.jit(functools.partial(_sample, structure, self.sampler, self.sampling_steps))
+        self._preprocessor = Preprocessor(loaded.normaliser)
         self._default_key = jax.random.key(0)
+
+        def act(state: nnx.State, preprocessor: Preprocessor, observation: Observation, key: jax.Array):
+            # A row's noise depends on its key alone, whatever the batch size.
+            keys = key if key.ndim else row_keys(key, jnp.arange(observation.batch_size))
+            return predict_batch(nnx.merge(structure, state), preprocessor, observation, keys, sampling)
+
+        self._compiled = jax.jit(act)
 
     @classmethod
     def from_checkpoint(
@@ -68,6 +83,23 @@ class InsertionPolicy:
         """
         return cls(load_policy(Path(path), checkpoint=checkpoint), sampler=sampler, steps=steps)
 
+    def infer(self, observation: Observation, key: jax.Array | None = None) -> Float[np.ndarray, "b h a"]:
+        """Returns the actions that follow each row of an observation, in recorded units, float32.
+
+        observation: in recorded units, NumPy or JAX arrays of any floating type. A sensor that is None, or that a row
+            does not have, is missing, and so is every sensor for a policy that was trained without. What the policy
+            does not read may be there all the same.
+        key: randomness of a policy that draws: one key, from which each row draws its own noise, or one key per
+            row [b]. None is `jax.random.key(0)`: the same observation gives the same actions. A row's noise does not
+            depend on the batch size.
+
+        Raises:
+            ValueError: shapes do not fit the policy (all disagreements are named), or an input that the policy
+                reads is not finite: such actions must not reach a robot.
+        """
+        parts = {entry.name: getattr(observation, entry.name) for entry in fields(Observation)}
+        return self._infer(parts, key)
+
     def predict(
         self,
         vl: Float[Array, "b s v"] | np.ndarray,
@@ -78,142 +110,106 @@ class InsertionPolicy:
         *,
         z_chunk: Float[Array, "b h a"] | np.ndarray | None = None,
     ) -> Float[np.ndarray, "b h a"]:
-        """Returns the next h = 8 actions of each row: dx dy dz in mm, da db dr in degrees, gripper; float32.
+        """Returns the next actions of each row, for the lab: dx dy dz in mm, da db dr in degrees, gripper; float32.
 
-        Inputs are as recorded, not normalised; NumPy or JAX arrays of any floating type.
+        `infer`, with the parts of the observation given one by one.
 
         vl, vl_mask: features in the slots of the training data, and which of them are there.
         sensor: newest window, force first, then the A-scan; rows without a sensor may hold anything, and None
             means that no row has one.
         has_sensor: which rows have a sensor.
-        key: randomness of a diffusion policy: one key, from which each row draws its own noise, or one key per
-            row [b]. None is `jax.random.key(0)`: the same observation gives the same actions. Regression
-            ignores it. A row's noise does not depend on the batch size.
         z_chunk: for policies anchored on the previous chunk only, and required by them: actions of the past, in
             mm and degrees, that the prediction is added to.
 
         Raises:
-            ValueError: shapes do not fit the policy (all disagreements are named), or an input that the policy
-                reads is not finite: such actions must not reach a robot.
+            ValueError: as `infer`; or z_chunk is given to a policy that adds to nothing.
         """
-        vl, vl_mask, has_sensor = _float32(vl), _boolean(vl_mask), _boolean(has_sensor)
-        if sensor is None:
-            rows = self.sensor_window or self.config.sensor.temporal_length
-            sensor = np.zeros((*has_sensor.shape, rows, self.config.sensor.channels), np.float32)
-            has_sensor = np.zeros(has_sensor.shape, bool)
-        sensor = _float32(sensor)
-        if z_chunk is not None:
-            z_chunk = _float32(z_chunk)
-        key = self._default_key if key is None else _typed_key(key)
-        self._check_shapes(vl, vl_mask, sensor, has_sensor, key, z_chunk)
-        actions = np.asarray(
-            self._compiled(self._state, self.loaded.normaliser, vl, vl_mask, sensor, has_sensor, key, z_chunk)
-        )
-        if not np.isfinite(actions).all():
-            raise ValueError(_blame(vl, vl_mask, sensor, has_sensor))
-        return actions
+        if z_chunk is not None and not self.config.head.needs_previous_chunk:
+            raise ValueError("predict: z_chunk does not belong to a policy that adds to no previous chunk")
+        parts = {"vl": vl, "vl_mask": vl_mask, "sensor": sensor, "has_sensor": has_sensor}
+        return self._infer(parts | {"previous_chunk": z_chunk}, key)
 
     def warm_up(self, batch_size: int = 1) -> None:
         """Compiles for a batch size, so that the first call on the robot takes no longer than the next."""
-        self.predict(**self.example_inputs(batch_size))
+        self.infer(self.example(batch_size))
 
-    def example_inputs(self, batch_size: int) -> dict[str, np.ndarray]:
-        """Returns arguments for `predict` of the right shapes: zero features, zero sensor, everything present."""
-        config = self.config
-        rows = self.sensor_window or config.sensor.temporal_length
-        inputs: dict[str, np.ndarray] = {
-            "vl": np.zeros((batch_size, config.vl_slots, config.vl_dim), np.float32),
-            "vl_mask": np.ones((batch_size, config.vl_slots), bool),
-            "sensor": np.zeros((batch_size, rows, config.sensor.channels), np.float32),
-            "has_sensor": np.ones(batch_size, bool),
-        }
-        if config.z_chunk == "previous":
-            inputs["z_chunk"] = np.zeros((batch_size, config.horizon, config.action_dim), np.float32)
-        return inputs
+    def example(self, batch_size: int = 1) -> Observation:
+        """Returns an observation of the right shapes: zero everywhere, everything present."""
+        data = self.data
+        if data.sensor is not None and data.sensor.window is None:
+            data = replace(data, sensor=replace(data.sensor, window=self.config.sensor.temporal_length))
+        return Observation.example(self.features, data, batch_size)
 
-    def _check_shapes(
-        self, vl: Any, vl_mask: Any, sensor: Any, has_sensor: Any, key: jax.Array, z_chunk: Any
-    ) -> None:
-        config = self.config
+    def differences(self, data: DataSpec, features: FeatureSpec) -> list[str]:
+        """Returns where data and features are not what the policy was trained on, one sentence each.
+
+        A policy that reads no sensor does not care for it.
+        """
+        if not self.config.uses_sensor:
+            data = replace(data, sensor=None)
+        return data.differences(self.data) + features.differences(self.features)
+
+    def _infer(self, parts: Mapping[str, Any], key: jax.Array | None) -> Float[np.ndarray, "b h a"]:
+        """`infer`, for the fields of an observation whose shapes are not known yet to fit."""
+        read = self._as_read(parts)
+        key = self._default_key if key is None else _typed_key(key)
+        faults = self._faults(read, key)
+        if faults:
+            raise ValueError("predict: " + "; ".join(faults))
+        observation = Observation(**read)
+        actions = np.asarray(self._compiled(self._state, self._preprocessor, observation, key))
+        if not np.isfinite(actions).all():
+            raise ValueError(_blame(observation))
+        return actions
+
+    def _as_read(self, parts: Mapping[str, Any]) -> dict[str, Any]:
+        """Leaves out what the policy does not read, and gives the rest the types that it was compiled for."""
+        config, sensor, previous = self.config, parts["sensor"], parts["previous_chunk"]
+        read = {"vl": _float32(parts["vl"]), "vl_mask": _boolean(parts["vl_mask"])}
+        if self._reads_sensor:
+            has_sensor = parts["has_sensor"]
+            if sensor is None:
+                batch = read["vl"].shape[:1]
+                rows = self.sensor_window or config.sensor.temporal_length
+                sensor = np.zeros((*batch, rows, config.sensor.channels), np.float32)
+                has_sensor = np.zeros(batch, bool)
+            read |= {"sensor": _float32(sensor), "has_sensor": _boolean(has_sensor)}
+        if config.head.needs_previous_chunk and previous is not None:
+            read["previous_chunk"] = _float32(previous)
+        return read
+
+    def _faults(self, read: Mapping[str, Any], key: jax.Array) -> list[str]:
+        config, vl = self.config, read["vl"]
         batch = vl.shape[0] if vl.ndim else 0
         slots = config.vl_slots
-        if self.loaded.normaliser.feature_offset.shape[0] == 1 and vl.ndim == 3:
-            slots = min(max(vl.shape[1], 1), config.vl_slots)  # tokens: any number up to the configured one
-        rows = self.sensor_window or (sensor.shape[1] if sensor.ndim == 3 else config.sensor.temporal_length)
+        # Where a slot has no meaning of its own, there may be any number up to the configured one.
+        if vl.ndim == 3 and self.loaded.normaliser.feature_offset.shape[0] == 1:
+            slots = min(max(vl.shape[1], 1), config.vl_slots)
         expected = {
-            "vl": (vl, (batch, slots, config.vl_dim)),
-            "vl_mask": (vl_mask, (batch, slots)),
-            "sensor": (sensor, (batch, rows, config.sensor.channels)),
-            "has_sensor": (has_sensor, (batch,)),
+            "vl": (batch, slots, config.vl_dim),
+            "vl_mask": (batch, slots),
+            "has_sensor": (batch,),
+            "previous_chunk": (batch, config.horizon, config.action_dim),
         }
-        if z_chunk is not None:
-            expected["z_chunk"] = (z_chunk, (batch, config.horizon, config.action_dim))
+        if "sensor" in read:
+            given = read["sensor"].shape
+            any_length = given[1] if len(given) == 3 else config.sensor.temporal_length
+            expected["sensor"] = (batch, self.sensor_window or any_length, config.sensor.channels)
         faults = [
-            f"{name} has shape {tuple(value.shape)}, expected {shape}"
-            for name, (value, shape) in expected.items()
-            if tuple(value.shape) != shape
+            f"{name} has shape {tuple(value.shape)}, expected {expected[name]}"
+            for name, value in read.items()
+            if tuple(value.shape) != expected[name]
         ]
         if batch < 1:
             faults.append("the batch is empty")
         if key.shape not in ((), (batch,)):
             faults.append(f"key has shape {key.shape}, expected () or ({batch},)")
-        if (z_chunk is not None) != (config.z_chunk == "previous"):
+        if config.head.needs_previous_chunk and "previous_chunk" not in read:
             faults.append(
-                "z_chunk is required: this policy adds its prediction to the previous chunk"
-                if z_chunk is None
-                else f"z_chunk does not belong to a policy trained with z_chunk={config.z_chunk!r}"
+                "z_chunk is required (previous_chunk of an observation): this policy adds its prediction to the "
+                "previous chunk"
             )
-        if faults:
-            raise ValueError("predict: " + "; ".join(faults))
-
-
-def _sample(
-    structure: nnx.GraphDef,
-    sampler: str | None,
-    steps: int | None,
-    state: nnx.State,
-    normaliser: Normaliser,
-    vl: Float[Array, "b s v"],
-    vl_mask: Bool[Array, "b s"],
-    sensor: Float[Array, "b t c"],
-    has_sensor: Bool[Array, " b"],
-    key: jax.Array,
-    z_chunk: Float[Array, "b h a"] | None,
-) -> Float[Array, "b h a"]:
-    """Normalises, samples and denormalises; each row from a key of its own, whatever the batch size."""
-    network = nnx.merge(structure, state)
-    keys = key if key.ndim else jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(vl.shape[0]))
-
-    def sample_row(row_key: jax.Array, **inputs: Array) -> Float[Array, "h a"]:
-        batched = {name: value[None] for name, value in inputs.items()}
-        return network.sample(**batched, key=row_key, sampler=sampler, steps=steps)[0]
-
-    inputs = {
-        "vl": normaliser.normalise_features(vl, vl_mask),
-        "vl_mask": vl_mask,
-        "sensor": normaliser.normalise_sensor(sensor),
-        "has_sensor": has_sensor,
-    }
-    if z_chunk is not None:
-        inputs["z_chunk"] = normaliser.normalise_actions(z_chunk)
-    return normaliser.denormalise_actions(jax.vmap(sample_row)(keys, **inputs))
-
-
-def _sampling(config: PolicyConfig, sampler: str | None, steps: int | None) -> tuple[str | None, int | None]:
-    """Returns the sampler and the number of steps that are asked for, or the configuration's."""
-    if config.model_type != "diffusion":
-        if sampler is not None or steps is not None:
-            raise UserError(f"a {config.model_type} policy has no sampler: leave --sampler and --steps out")
-        return None, None
-    sampler = sampler or config.diffusion.sampler
-    if sampler not in SAMPLERS:
-        raise UserError(f"unknown sampler {sampler!r}; choose one of {', '.join(SAMPLERS)}")
-    total = config.diffusion.steps
-    if steps is None:
-        steps = config.diffusion.ddim_steps if sampler == "ddim" else total
-    if not 1 <= steps <= total:
-        raise UserError(f"--steps {steps} must be between 1 and the {total} steps of the policy's schedule")
-    return sampler, steps
+        return faults
 
 
 def _float32(value: Any) -> Any:
@@ -231,12 +227,14 @@ def _typed_key(key: jax.Array) -> jax.Array:
     return key if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(key)
 
 
-def _blame(vl: Any, vl_mask: Any, sensor: Any, has_sensor: Any) -> str:
+def _blame(observation: Observation) -> str:
     """Says which input made the actions NaN or infinite."""
     blamed = []
-    if not np.isfinite(np.asarray(vl)[np.asarray(vl_mask)]).all():
+    if not np.isfinite(np.asarray(observation.vl)[np.asarray(observation.vl_mask)]).all():
         blamed.append("vl")
-    if not np.isfinite(np.asarray(sensor)[np.asarray(has_sensor)]).all():
-        blamed.append("sensor")
+    if observation.sensor is not None:
+        read = np.asarray(observation.sensor)[np.asarray(observation.has_sensor)]
+        if not np.isfinite(read).all():
+            blamed.append("sensor")
     source = f"because {' and '.join(blamed)} is not" if blamed else "although the inputs are"
     return f"predict: the predicted actions are not finite, {source}"

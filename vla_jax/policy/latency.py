@@ -19,19 +19,19 @@ def measure_latency(
     max_calls: int = 200,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, float | int]:
-    """Returns percentiles, in milliseconds, of warm `predict` calls with inputs in host memory.
+    """Returns percentiles, in milliseconds, of warm `infer` calls with observations in host memory.
 
     Keys: p50_ms, p90_ms, p99_ms, mean_ms, compile_ms (first call for the batch size, 0 when it was compiled
     before), calls, batch_size. Stops after `max_calls`, or after `max_seconds` and `min_calls`.
     """
-    inputs = policy.example_inputs(batch_size)
+    observation = policy.example(batch_size)
     started = clock()
-    policy.predict(**inputs)
+    policy.infer(observation)
     first = clock() - started
     durations: list[float] = []
     while len(durations) < max_calls and (len(durations) < min_calls or sum(durations) < max_seconds):
         started = clock()
-        policy.predict(**inputs)
+        policy.infer(observation)
         durations.append(clock() - started)
     milliseconds = 1e3 * np.asarray(durations)
     return {

@@ -6,7 +6,7 @@ from typing import Literal
 import jax.numpy as jnp
 from flax import nnx
 
-from vla_jax.policy.network import PolicyNetwork
+from vla_jax.policy.network import PolicyNetwork, abstract_network
 
 
 def with_dtype(network: PolicyNetwork, dtype: Literal["float32", "bfloat16"]) -> PolicyNetwork:
@@ -15,8 +15,7 @@ def with_dtype(network: PolicyNetwork, dtype: Literal["float32", "bfloat16"]) ->
     Small-batch inference is bound by reading the weights, so bfloat16 halves its time where the device multiplies
     bfloat16 natively. Norms, biases and BatchNorm's moments stay float32. The copy is not for training.
     """
-    config = replace(network.config, dtype=dtype)
-    copy = nnx.eval_shape(lambda: PolicyNetwork(config, rngs=nnx.Rngs(0)))
+    copy = abstract_network(replace(network.config, dtype=dtype))
     source = dict(nnx.to_flat_state(nnx.state(network)))
     for path, variable in nnx.to_flat_state(nnx.state(copy)):
         value = source[path][...]

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from vla_jax.contracts.checks import check_choices
+
 ActionScaling = Literal["mean_std", "min_max", "none"]
 SensorScaling = Literal["centred", "none"]
 FeatureScaling = Literal["mean_std", "none"]
@@ -19,3 +21,6 @@ class NormalisationConfig:
     between sessions) and the data set's mean out of the force, then both are scaled to unit deviation."""
     features: FeatureScaling = "mean_std"
     """mean_std: per slot and feature dimension."""
+
+    def __post_init__(self) -> None:
+        check_choices(self)

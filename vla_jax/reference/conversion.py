@@ -5,16 +5,18 @@ from pathlib import Path
 
 import numpy as np
 
+from vla_jax.contracts.specs import FeatureSpec
 from vla_jax.errors import UserError
-from vla_jax.models.config import PolicyConfig
+from vla_jax.policy.artifact import load_policy, save_policy
+from vla_jax.policy.checkpoints import checkpoint_steps
+from vla_jax.policy.config import PolicyConfig
+from vla_jax.policy.metadata import PolicyMetadata, RunIdentity, unknown_data
 from vla_jax.preprocessing.config import NormalisationConfig
 from vla_jax.preprocessing.normaliser import Normaliser
 from vla_jax.reference.inferred_config import ReferenceOptions
 from vla_jax.reference.reference_policy import ReferencePolicy, load_reference
 from vla_jax.reference.torch_files import write_checkpoint
 from vla_jax.reference.weights import reference_weights
-from vla_jax.training.checkpoint import RunIdentity, checkpoint_steps, load_policy, save_policy
-from vla_jax.training.config import OptimizerConfig, TrainConfig
 
 
 def import_checkpoint(
@@ -37,21 +39,14 @@ def import_checkpoint(
             f"{source} holds no sensor encoder, which fusion {policy.config.fusion.strategy} needs; import a "
             "checkpoint with both parts"
         )
-    config = TrainConfig(
-        policy=policy.config,
-        ema_decay=0.0,
-        sensor_dropout=0.0,
-        optimizer=OptimizerConfig(lr=1e-4, sensor_lr=1e-4, decay_everything=True),
+    metadata = PolicyMetadata(
+        network=policy.config,
+        data=unknown_data(policy.config),
+        features=FeatureSpec(policy.config.vl_slots, policy.config.vl_dim),
         normalisation=NormalisationConfig(actions="none", sensor="none", features="none"),
+        identity=RunIdentity(data={"imported_from": str(source), "options": dataclasses.asdict(options)}),
     )
-    origin = {"imported_from": str(source), "options": dataclasses.asdict(options)}
-    directory = save_policy(
-        run,
-        policy.network,
-        config=config,
-        normaliser=identity_normaliser(policy.config),
-        identity=RunIdentity(features={}, data=origin),
-    )
+    directory = save_policy(run, policy.network, identity_normaliser(policy.config), metadata)
     return policy, directory
 
 

@@ -5,17 +5,13 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
+from vla_jax.contracts.specs import LAB_ACTIONS
 from vla_jax.errors import UserError
-from vla_jax.models.config import (
-    DiffusionConfig,
-    ExpertConfig,
-    FusionConfig,
-    FusionStrategy,
-    Interpolation,
-    PolicyConfig,
-    SensorEncoderConfig,
-)
-from vla_jax.reference.tensor_names import ENCODER, EXPERT
+from vla_jax.heads.diffusion import DiffusionConfig
+from vla_jax.heads.head_config import head_config
+from vla_jax.models.config import FusionConfig, FusionStrategy, Interpolation, SensorEncoderConfig
+from vla_jax.policy.config import PolicyConfig
+from vla_jax.reference.tensor_names import ENCODER, EXPERT, HEADS
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -60,24 +56,21 @@ def infer_config(shapes: Shapes, options: ReferenceOptions, *, source: str) -> P
         for name, shape in shapes.items()
         if name.startswith(f"{ENCODER}.")
     }
-    is_diffusion = any(
-        name.startswith(("time_embed.", "temporal_encoder.", "action_embed.")) for name in expert
-    )
-    is_regression = any(name.startswith(("pos_embed", "temporal_decoder.")) for name in expert)
-    if is_diffusion == is_regression:
+    kinds = [kind for kind, head in HEADS.items() if any(name.startswith(head.marks) for name in expert)]
+    if len(kinds) != 1:
         raise UserError(
             f"{source} holds no action expert of the reference: expected tensors {EXPERT}.time_embed… (diffusion) or "
             f"{EXPERT}.pos_embed… (regression), found {_first(shapes)}"
         )
-    layers, head = (
-        ("temporal_encoder", "output_head.3") if is_diffusion else ("temporal_decoder", "output_head.1")
-    )
+    stored = HEADS[kinds[0]]
+    reference = head_config(kinds[0]).preset("full", reference=True)
+    layers, output = stored.layers, stored.output
     width = _agreed(
         [
             _axis(expert, name, axis)
             for name, axis in [
                 ("output_head.0.weight", 0),
-                (f"{head}.weight", 1),
+                (f"{output}.weight", 1),
                 ("action_embed.weight", 0),
                 ("pos_embed", 2),
                 ("cond_proj.bias", 0),
@@ -86,36 +79,43 @@ def infer_config(shapes: Shapes, options: ReferenceOptions, *, source: str) -> P
                 (f"{layers}.layers.0.norm1.weight", 0),
             ]
         ],
-        default=ExpertConfig.hidden_dim,
+        default=reference.hidden_dim,
     )
-    condition_in = _axis(expert, "cond_proj.weight" if is_diffusion else "fusion_proj.weight", 1)
-    strategy, vl_dim, sensor_dim = _fusion(expert, encoder, condition_in, options)
+    strategy, vl_dim, sensor_dim = _fusion(
+        expert, encoder, _axis(expert, f"{stored.condition}.weight", 1), options
+    )
+    head = replace(
+        # An imported policy adds to zeros, and goes on training so: true actions as the anchor teach nothing.
+        reference.without_leaks(),
+        hidden_dim=width,
+        num_layers=_count(expert, rf"{layers}\.layers\.(\d+)\.") or reference.num_layers,
+        num_heads=options.nhead,
+        **_READ[kinds[0]](expert, options),
+    )
     return PolicyConfig(
-        model_type="diffusion" if is_diffusion else "regression",
+        head=head,
         vl_dim=vl_dim,
         horizon=_agreed([_axis(expert, "pos_embed", 1)], default=options.horizon),
-        action_dim=_agreed([_axis(expert, f"{head}.weight", 0), _axis(expert, f"{head}.bias", 0)], default=7),
+        action_dim=_agreed(
+            [_axis(expert, f"{output}.weight", 0), _axis(expert, f"{output}.bias", 0)],
+            default=LAB_ACTIONS.size,
+        ),
         sensor=_sensor(encoder, sensor_dim, options),
         # Masks are honoured when given; without them every token counts, as in the reference.
         fusion=FusionConfig(strategy=strategy, vl_pool="mean", num_heads=options.nhead),
-        expert=ExpertConfig(
-            hidden_dim=width,
-            num_layers=_count(expert, rf"{layers}\.layers\.(\d+)\.") or ExpertConfig.num_layers,
-            num_heads=options.nhead,
-            horizon_embedding=False,
-            time_embedding_dim=_agreed([_axis(expert, "time_embed.0.weight", 1)], default=128),
-        ),
-        diffusion=_diffusion(options),
         no_sensor_embedding=False,
-        # An imported policy adds to zeros, and goes on training so: true actions as the anchor teach nothing.
-        z_chunk="zero",
     )
 
 
-def _diffusion(options: ReferenceOptions) -> DiffusionConfig:
-    reference = PolicyConfig.reference().diffusion
+def _diffusion_fields(expert: Shapes, options: ReferenceOptions) -> dict[str, int]:
     steps = options.diffusion_timesteps
-    return replace(reference, steps=steps, ddim_steps=min(reference.ddim_steps, steps))
+    return {
+        "time_embedding_dim": _agreed(
+            [_axis(expert, "time_embed.0.weight", 1)], default=DiffusionConfig.time_embedding_dim
+        ),
+        "steps": steps,
+        "ddim_steps": min(DiffusionConfig.ddim_steps, steps),
+    }
 
 
 def _fusion(
@@ -168,6 +168,10 @@ def _sensor(encoder: Shapes, sensor_dim: int, options: ReferenceOptions) -> Sens
         num_transformer_layers=max(layers, 1),
         **shared,
     )
+
+
+_READ = {"regression": lambda expert, options: {}, "diffusion": _diffusion_fields}
+"""The fields that one kind of head has alone, from its tensors and the options."""
 
 
 def _axis(shapes: Shapes, name: str, axis: int) -> int | None:

@@ -11,7 +11,9 @@ import numpy as np
 from flax import nnx
 
 from vla_jax.errors import UserError
-from vla_jax.models.config import Interpolation, PolicyConfig, Sampler
+from vla_jax.heads.diffusion import Sampler
+from vla_jax.models.config import Interpolation
+from vla_jax.policy.config import PolicyConfig
 from vla_jax.policy.network import PolicyNetwork
 from vla_jax.reference.inferred_config import ReferenceOptions, infer_config
 from vla_jax.reference.tensor_names import ENCODER, EXPERT
@@ -101,7 +103,7 @@ class ReferencePolicy:
         """The sensor feature (B, D) of windows (B, T, C)."""
         if not self.has_encoder:
             raise UserError("this checkpoint holds no sensor encoder; give sensor features directly")
-        return self._call("encode_sensor", (), sensor)
+        return _encode(self._graphdef, self._state, _as_float32(sensor))
 
     def predict_noise(
         self,
@@ -113,7 +115,7 @@ class ReferencePolicy:
     ) -> jax.Array:
         """The noise (B, H, A) that the network sees in x_t (B, H, A) at steps t (B,), given tokens vl (B, S, V)."""
         t = np.broadcast_to(np.asarray(t, np.int32), (len(x_t),))
-        return self._call("predict_noise", (), x_t, t, vl, sensor_features, vl_mask)
+        return self._call("predict_noise", (vl, sensor_features, vl_mask), x_t=x_t, t=t)
 
     def sample(
         self,
@@ -131,9 +133,15 @@ class ReferencePolicy:
         sampler: "ddim" (default) or "ddpm". steps: default 10 and all. noise: what DDPM adds, (steps - 1, B, H, A),
         first the one for the noisiest step; None draws it from `key` (default: key 0).
         """
-        key = jax.random.key(0) if key is None else key
-        options = (("sampler", sampler), ("steps", steps))
-        return self._call("denoise", options, x_T, vl, sensor_features, vl_mask, noise=noise, key=key)
+        self._require("denoise")
+        sampling = self.config.head.sampling(sampler, steps)
+        if noise is None and sampling.sampler == "ddpm":
+            step_keys = jax.random.split(jax.random.key(0) if key is None else key, sampling.steps - 1)
+            noise = jax.vmap(lambda step_key: jax.random.normal(step_key, np.shape(x_T), jnp.float32))(
+                step_keys
+            )
+        observed = (vl, sensor_features, vl_mask)
+        return self._call("denoise", observed, (("sampling", sampling),), x_T=x_T, noise=noise)
 
     def decode(
         self,
@@ -143,21 +151,40 @@ class ReferencePolicy:
         vl_mask: ArrayLike | None = None,
     ) -> tuple[jax.Array, jax.Array]:
         """(actions, delta), each (B, H, A), with actions = z_chunk + delta."""
-        return self._call("decode", (), vl, z_chunk, sensor_features, vl_mask)
+        return self._call("decode", (vl, sensor_features, vl_mask), z_chunk=z_chunk)
 
-    def _call(self, method: str, options: tuple, *arrays: ArrayLike | None, **named: ArrayLike | None) -> Any:
-        arrays, named = jax.tree.map(_as_float32, (arrays, named))
-        return _apply(self._graphdef, method, options, self._state, arrays, named)
+    def _call(
+        self,
+        method: str,
+        observed: tuple[ArrayLike | None, ...],
+        options: tuple = (),
+        **inputs: ArrayLike | None,
+    ) -> Any:
+        self._require(method)
+        observed, inputs = jax.tree.map(_as_float32, (observed, inputs))
+        return _apply(self._graphdef, method, options, self._state, observed, inputs)
+
+    def _require(self, method: str) -> None:
+        if not hasattr(self.network.expert, method):
+            raise ValueError(f"{method}: a {self.config.head.kind} policy has no such thing")
+
+
+@partial(jax.jit, static_argnums=0)
+def _encode(graphdef: nnx.GraphDef, state: Any, sensor: jax.Array) -> jax.Array:
+    # Full float32 products on every device: accelerators round inputs otherwise.
+    with jax.default_matmul_precision("highest"):
+        return nnx.merge(graphdef, state).encode_sensor(sensor)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def _apply(
-    graphdef: nnx.GraphDef, method: str, options: tuple, state: Any, arrays: tuple, named: dict
+    graphdef: nnx.GraphDef, method: str, options: tuple, state: Any, observed: tuple, inputs: dict
 ) -> Any:
-    # Full float32 products on every device: accelerators round inputs otherwise.
+    """Calls a method of the head on the condition that `observed` (vl, sensor features, mask) makes."""
     with jax.default_matmul_precision("highest"):
         network = nnx.merge(graphdef, state)
-        return getattr(network, method)(*arrays, **dict(options), **named)
+        condition = network.condition(*observed)
+        return getattr(network.expert, method)(condition=condition, **dict(options), **inputs)
 
 
 def _as_float32(array: ArrayLike) -> jax.Array:

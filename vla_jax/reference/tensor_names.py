@@ -1,8 +1,10 @@
 """Which of the reference's PyTorch tensors is which of our arrays: one table, read in both directions."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from vla_jax.models.config import PolicyConfig
+from vla_jax.errors import UserError
+from vla_jax.policy.config import PolicyConfig
 
 ENCODER = "sensor_encoder"
 EXPERT = "action_expert"
@@ -27,9 +29,19 @@ def tensor_names(config: PolicyConfig) -> list[TensorName]:
 
     What it lacks (horizon embedding, attention pooling, the "no sensor" vector) is not in the table: a policy with
     such parts cannot be written as the reference's.
+
+    Raises:
+        UserError: the reference has no head of this kind.
     """
-    names = _expert_names(config)
-    return (_encoder_names(config) if config.uses_sensor else []) + names
+    if config.head.kind not in HEADS:
+        raise UserError(f"the reference has no {config.head.kind} head, only {' and '.join(HEADS)}")
+    head = HEADS[config.head.kind]
+    names = _encoder_names(config) if config.uses_sensor else []
+    names += _fusion_names(config)
+    names += _linear(f"{EXPERT}.{head.condition}", "fusion.project")
+    for layer in range(config.head.num_layers):
+        names += head.layer(f"{EXPERT}.{head.layers}.layers.{layer}", f"expert.layers.{layer}")
+    return names + head.others
 
 
 def _linear(torch: str, ours: str) -> list[TensorName]:
@@ -102,7 +114,7 @@ def _encoder_names(config: PolicyConfig) -> list[TensorName]:
     return names + _linear(f"{ENCODER}.projection.4", "sensor_encoder.project_out")
 
 
-def _expert_names(config: PolicyConfig) -> list[TensorName]:
+def _fusion_names(config: PolicyConfig) -> list[TensorName]:
     names = []
     if config.fusion.strategy in ("cross_attention", "gated"):
         names += _linear(f"{EXPERT}.vl_proj", "fusion.vl_proj")
@@ -111,20 +123,52 @@ def _expert_names(config: PolicyConfig) -> list[TensorName]:
         names += _attention(f"{EXPERT}.cross_attn", "fusion.cross_attn")
     if config.fusion.strategy == "gated":
         names += _linear(f"{EXPERT}.gate.0", "fusion.gate")
-    layers = range(config.expert.num_layers)
-    if config.model_type == "regression":
-        names += [TensorName(f"{EXPERT}.pos_embed", "expert.pos_embed")]
-        names += _linear(f"{EXPERT}.fusion_proj", "fusion.project")
-        for layer in layers:
-            names += _decoder_layer(f"{EXPERT}.temporal_decoder.layers.{layer}", f"expert.layers.{layer}")
-        names += _norm(f"{EXPERT}.output_head.0", "expert.head_norm")
-        return names + _linear(f"{EXPERT}.output_head.1", "expert.head_out")
-    names += _linear(f"{EXPERT}.time_embed.0", "expert.time_in")
-    names += _linear(f"{EXPERT}.time_embed.2", "expert.time_out")
-    names += _linear(f"{EXPERT}.cond_proj", "fusion.project")
-    names += _linear(f"{EXPERT}.action_embed", "expert.action_embed")
-    for layer in layers:
-        names += _encoder_layer(f"{EXPERT}.temporal_encoder.layers.{layer}", f"expert.layers.{layer}")
-    names += _norm(f"{EXPERT}.output_head.0", "expert.head_norm")
-    names += _linear(f"{EXPERT}.output_head.1", "expert.head_in")
-    return names + _linear(f"{EXPERT}.output_head.3", "expert.head_out")
+    return names
+
+
+@dataclass(frozen=True)
+class ReferenceHead:
+    """How the reference stores one of its heads, in names below `action_expert`.
+
+    marks: beginnings of names that no other head has. condition: the last Linear of the fusion. layers: the
+    transformer; layer: names of one of its layers. output: the last Linear. others: every tensor but the layers'.
+    """
+
+    marks: tuple[str, ...]
+    condition: str
+    layers: str
+    layer: Callable[[str, str], list[TensorName]]
+    output: str
+    others: list[TensorName]
+
+
+HEADS = {
+    "regression": ReferenceHead(
+        marks=("pos_embed", "temporal_decoder."),
+        condition="fusion_proj",
+        layers="temporal_decoder",
+        layer=_decoder_layer,
+        output="output_head.1",
+        others=[
+            TensorName(f"{EXPERT}.pos_embed", "expert.pos_embed"),
+            *_norm(f"{EXPERT}.output_head.0", "expert.head_norm"),
+            *_linear(f"{EXPERT}.output_head.1", "expert.head_out"),
+        ],
+    ),
+    "diffusion": ReferenceHead(
+        marks=("time_embed.", "temporal_encoder.", "action_embed."),
+        condition="cond_proj",
+        layers="temporal_encoder",
+        layer=_encoder_layer,
+        output="output_head.3",
+        others=[
+            *_linear(f"{EXPERT}.time_embed.0", "expert.time_in"),
+            *_linear(f"{EXPERT}.time_embed.2", "expert.time_out"),
+            *_linear(f"{EXPERT}.action_embed", "expert.action_embed"),
+            *_norm(f"{EXPERT}.output_head.0", "expert.head_norm"),
+            *_linear(f"{EXPERT}.output_head.1", "expert.head_in"),
+            *_linear(f"{EXPERT}.output_head.3", "expert.head_out"),
+        ],
+    ),
+}
+"""The reference's heads, by the kind of ours that is the same."""

@@ -7,8 +7,8 @@ import numpy as np
 from flax import nnx
 
 from vla_jax.errors import UserError
-from vla_jax.models.config import PolicyConfig
-from vla_jax.policy.network import PolicyNetwork
+from vla_jax.policy.config import PolicyConfig
+from vla_jax.policy.network import PolicyNetwork, abstract_network
 from vla_jax.reference.tensor_names import ENCODER, EXPERT, TensorName, tensor_names
 
 
@@ -28,7 +28,7 @@ def network_from_weights(
             all of them are listed.
     """
     # No initial values are drawn: at full size that takes longer than reading the weights.
-    network = nnx.eval_shape(lambda: PolicyNetwork(config, rngs=nnx.Rngs(0)))
+    network = abstract_network(config)
     names = [name for name in tensor_names(config) if name.torch.split(".")[0] in parts]
     variables = _variables(network)
     faults = [

@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from vla_jax.contracts.metric_names import BEST_METRIC, LOSS, WAITING
 from vla_jax.reporting.drawing import BLUE, GREEN, GREY, ORANGE, new_figure, png
 from vla_jax.reporting.page import NOT_DEFINED, Cell, ReportFigure, figure, number, page, section, table
-from vla_jax.training.checkpoint import BEST_METRIC
 from vla_jax.training.history import RunHistory, validation_names
-from vla_jax.training.log_window import LOSS, WAITING
 
 COLOURS = (BLUE, ORANGE, GREEN, "#dc2626", "#7c3aed", "#0891b2", "#be185d", "#65a30d", GREY)
 LINES = ("-", "--", ":", "-.")

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vla_jax.evaluation.metrics import ACTION_UNITS, GRIPPER
+from vla_jax.contracts.specs import ActionSpec
 from vla_jax.reporting.page import (
     NOT_DEFINED,
     Cell,
@@ -24,8 +24,8 @@ SENTENCES = {
 }
 
 
-def report_html(metrics: Mapping[str, Any], figures: Sequence[ReportFigure]) -> str:
-    """Builds the page from the content of `metrics.json` and the figures."""
+def report_html(metrics: Mapping[str, Any], figures: Sequence[ReportFigure], actions: ActionSpec) -> str:
+    """Builds the page from the content of `metrics.json` and the figures. actions: what was predicted."""
     policy, data = metrics["policy"], metrics["data"]
     title = f"{policy['model_type']} policy, fusion {policy['fusion']}, step {policy['step']}"
     episodes = f"{data['episodes']} episode{'s' if data['episodes'] != 1 else ''}"
@@ -34,14 +34,14 @@ def report_html(metrics: Mapping[str, Any], figures: Sequence[ReportFigure]) -> 
         f"in mm and degrees per control tick ({number(data.get('action_hz'))} Hz)."
     )
     parts = [
-        _cards(metrics),
-        section("Policy and baselines", _headline_table(metrics), _baseline_note(metrics)),
+        _cards(metrics, actions),
+        section("Policy and baselines", _headline_table(metrics), _baseline_note(metrics, actions)),
     ]
     if metrics["segments"]:
-        parts.append(section("Segments of the episodes", _segment_table(metrics), _segment_note()))
+        parts.append(section("Segments of the episodes", _segment_table(metrics, actions), _segment_note()))
     parts += [figure(entry) for entry in figures]
     parts += [
-        section("Dimensions", _dimension_table(metrics), _dimension_note()),
+        section("Dimensions", _dimension_table(metrics, actions), _dimension_note()),
         section("With and without sensor", _subset_table(metrics)),
         section("Latency", _latency_table(metrics["latency"]), _latency_note()),
         section("Provenance", _provenance_tables(metrics)),
@@ -56,11 +56,11 @@ def factor(value: float | None) -> Cell:
     return Cell(f"{number(value)}×", "good" if value > 1 else "bad")
 
 
-def _cards(metrics: Mapping[str, Any]) -> str:
+def _cards(metrics: Mapping[str, Any], actions: ActionSpec) -> str:
     factors = metrics["factors"]
     return cards(
         [
-            ("overall MSE", number(metrics["overall_mse"]), "all seven dimensions, whole horizon"),
+            ("overall MSE", number(metrics["overall_mse"]), f"all {actions.size} dimensions, whole horizon"),
             ("better than zero", factor(factors["zero"]["overall_mse"]).text, _by_motion(factors["zero"])),
             ("better than mean", factor(factors["mean"]["overall_mse"]).text, _by_motion(factors["mean"])),
             ("final drift", f"{number(metrics['drift']['final_mm'])} mm", "open loop, mean of episodes"),
@@ -105,17 +105,23 @@ def _headline_table(metrics: Mapping[str, Any]) -> str:
     return table(header, rows)
 
 
-def _baseline_note(metrics: Mapping[str, Any]) -> str:
+def _baseline_note(metrics: Mapping[str, Any], actions: ActionSpec) -> str:
     note = "; ".join(f"{name}: {sentence}" for name, sentence in SENTENCES.items())
-    note += ". Factor: the baseline's error over the policy's. Motion: without the gripper"
-    if metrics["r2_per_dim"][GRIPPER] is None:
-        note += ", which never moves here; standing at 1, it alone costs the zero baseline 1/7 of overall MSE"
+    note += ". Factor: the baseline's error over the policy's. Motion: the dimensions in mm and degrees"
+    still = [dim for dim, unit in enumerate(actions.units) if not unit and metrics["r2_per_dim"][dim] is None]
+    if still:
+        names = " and ".join(actions.names[dim] for dim in still)
+        note += (
+            f", without {names}, whose constant is easy to know and costs the zero baseline 1/{actions.size}"
+        )
     return f"{note}."
 
 
-def _segment_table(metrics: Mapping[str, Any]) -> str:
-    header = ("segment", "samples", "motion MSE", "zero", "mean", "previous", "R² dx", "R² dy", "R² dz",
-              "dz MSE", "dz MSE with sensor")  # fmt: skip
+def _segment_table(metrics: Mapping[str, Any], actions: ActionSpec) -> str:
+    shown = actions.names[:3]
+    last = len(shown) - 1
+    header = ("segment", "samples", "motion MSE", "zero", "mean", "previous", *(f"R² {name}" for name in shown),
+              f"{shown[last]} MSE", f"{shown[last]} MSE with sensor")  # fmt: skip
     rows = []
     for name, parts in metrics["segments"].items():
         every, sensor = parts["all"], parts["with_sensor"]
@@ -127,8 +133,8 @@ def _segment_table(metrics: Mapping[str, Any]) -> str:
                 Cell(number(every["motion_mse"]), "strong"),
                 *(number(value) for value in baselines),
                 *(number(value) for value in every["r2_per_dim"][:3]),
-                number(every["mse_per_dim"][2]),
-                number(sensor["mse_per_dim"][2]),
+                number(every["mse_per_dim"][last]),
+                number(sensor["mse_per_dim"][last]),
             ]
         )
     return table(header, rows)
@@ -141,7 +147,7 @@ def _segment_note() -> str:
     )
 
 
-def _dimension_table(metrics: Mapping[str, Any]) -> str:
+def _dimension_table(metrics: Mapping[str, Any], actions: ActionSpec) -> str:
     header = (
         "dimension",
         "unit",
@@ -155,7 +161,7 @@ def _dimension_table(metrics: Mapping[str, Any]) -> str:
     rows = [
         [
             name,
-            ACTION_UNITS[dim] or NOT_DEFINED,
+            actions.units[dim] or NOT_DEFINED,
             number(metrics["mse_per_dim"][dim]),
             number(metrics["mae_per_dim"][dim]),
             number(metrics["mse_per_dim"][dim] ** 0.5),

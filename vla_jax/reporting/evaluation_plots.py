@@ -8,8 +8,8 @@ from jaxtyping import Float
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from vla_jax.contracts.specs import ActionSpec
 from vla_jax.evaluation.drift import Drift
-from vla_jax.evaluation.metrics import ACTION_NAMES, ACTION_UNITS
 from vla_jax.reporting.drawing import BLUE, DARK, GREEN, GREY, ORANGE, new_figure, png
 
 RECORDED, POLICY = DARK, BLUE
@@ -39,8 +39,10 @@ class Trace:
     segments: tuple[tuple[str, float, float], ...] = ()
 
 
-def trace_figure(traces: Sequence[Trace], dims: Sequence[int] = (0, 1, 2)) -> bytes:
-    """Draws predicted and recorded first actions over time: a row per dimension, a column per episode."""
+def trace_figure(traces: Sequence[Trace], actions: ActionSpec) -> bytes:
+    """Draws the first three dimensions of predicted and recorded first actions over time: a row per dimension, a
+    column per episode."""
+    dims = range(min(3, actions.size))
     figure = new_figure(1.5 * len(dims) + 0.9)
     axes = figure.subplots(len(dims), len(traces), sharex="col", sharey="row", squeeze=False)
     names = list(dict.fromkeys(name for trace in traces for name, _, _ in trace.segments))
@@ -59,7 +61,7 @@ def trace_figure(traces: Sequence[Trace], dims: Sequence[int] = (0, 1, 2)) -> by
             if len(trace.time) > 1:
                 axis.set_xlim(trace.time[0], trace.time[-1])
             if column == 0:
-                axis.set_ylabel(_label(dim))
+                axis.set_ylabel(_label(actions, dim))
         axes[-1, column].set_xlabel("time [s]")
     handles = [
         Line2D([], [], color=RECORDED, label="recorded"),
@@ -103,16 +105,18 @@ def horizon_figure(per_horizon: Mapping[str, Mapping[str, Sequence[float | None]
 def drift_figure(drifts: Sequence[Drift], action_hz: float) -> bytes:
     """Draws the open-loop drift of every stretch over time, and their mean where all of them last."""
     figure = new_figure(3.1)
-    shortest = min(len(drift.position) for drift in drifts)
+    shortest = min(drift.ticks for drift in drifts)
     for axis, name, unit in zip(figure.subplots(1, 2), ("position", "angle"), ("mm", "deg"), strict=True):
         curves = [getattr(drift, name) for drift in drifts]
+        axis.set_xlabel("time executed [s]")
+        axis.set_ylabel(f"{name} drift [{unit}]")
+        if curves[0] is None:
+            continue
         for curve in curves[:MAX_DRIFT_LINES]:
             axis.plot(_seconds(len(curve), action_hz), curve, color=POLICY, alpha=0.3, linewidth=0.9)
         mean = np.mean([curve[:shortest] for curve in curves], axis=0)
         axis.plot(_seconds(shortest, action_hz), mean, color=RECORDED, linewidth=2.0)
         axis.set_ylim(bottom=0)
-        axis.set_xlabel("time executed [s]")
-        axis.set_ylabel(f"{name} drift [{unit}]")
     handles = [
         Line2D([], [], color=POLICY, alpha=0.5, label="one episode"),
         Line2D([], [], color=RECORDED, linewidth=2.0, label="mean, while all episodes last"),
@@ -125,14 +129,21 @@ def scatter_figure(
     predicted: Float[np.ndarray, "n h a"],
     target: Float[np.ndarray, "n h a"],
     r2: Sequence[float | None],
+    actions: ActionSpec,
 ) -> bytes:
-    """Draws predicted against recorded values of the six motion dimensions, whole horizon."""
-    figure = new_figure(5.8)
+    """Draws predicted against recorded values, whole horizon, of the dimensions in mm and degrees, or of all where
+    there are none."""
+    dims = sorted(actions.dims("mm") + actions.dims("deg")) or list(range(actions.size))
+    rows_of_axes = -(-len(dims) // 3)
+    figure = new_figure(2.9 * rows_of_axes)
     flat_predicted, flat_target = (values.reshape(-1, values.shape[-1]) for values in (predicted, target))
     rows = np.arange(len(flat_target))
     if len(rows) > MAX_SCATTER_POINTS:
         rows = np.random.default_rng(0).choice(rows, MAX_SCATTER_POINTS, replace=False)
-    for dim, axis in enumerate(figure.subplots(2, 3).flat):
+    axes = list(figure.subplots(rows_of_axes, min(3, len(dims)), squeeze=False).flat)
+    for axis in axes[len(dims) :]:
+        axis.set_axis_off()
+    for dim, axis in zip(dims, axes, strict=False):
         x, y = flat_target[rows, dim], flat_predicted[rows, dim]
         low, high = float(min(x.min(), y.min())), float(max(x.max(), y.max()))
         margin = max(0.05 * (high - low), 1e-3)
@@ -143,7 +154,7 @@ def scatter_figure(
         axis.set_aspect("equal")
         axis.locator_params(nbins=5)
         quality = "not defined: constant" if r2[dim] is None else f"{r2[dim]:.2f}"
-        axis.set_title(f"{_label(dim)}   R² {quality}", fontsize=9, loc="left")
+        axis.set_title(f"{_label(actions, dim)}   R² {quality}", fontsize=9, loc="left")
     figure.supxlabel("recorded", fontsize=10)
     figure.supylabel("predicted", fontsize=10)
     return png(figure)
@@ -164,8 +175,9 @@ def _layered(
     return layered
 
 
-def _label(dim: int) -> str:
-    return f"{ACTION_NAMES[dim]} [{ACTION_UNITS[dim]}]" if ACTION_UNITS[dim] else ACTION_NAMES[dim]
+def _label(actions: ActionSpec, dim: int) -> str:
+    name, unit = actions.names[dim], actions.units[dim]
+    return f"{name} [{unit}]" if unit else name
 
 
 def _seconds(ticks: int, action_hz: float) -> np.ndarray:

@@ -8,7 +8,7 @@ import numpy as np
 
 from vla_jax.dataset.packed_dataset import PackedDataset
 from vla_jax.errors import UserError
-from vla_jax.evaluation.metrics import MOTION
+from vla_jax.evaluation.metrics import MotionDims
 from vla_jax.evaluation.open_loop import Evaluation
 from vla_jax.evaluation.prediction import Predictions
 from vla_jax.reporting.evaluation_page import report_html
@@ -35,7 +35,7 @@ def write_evaluation(evaluation: Evaluation, dataset: PackedDataset, out: Path) 
     """
     predictions, report = evaluation.predictions, out / "report.html"
     make_report_directory(out)
-    page = report_html(evaluation.metrics, report_figures(evaluation, dataset))
+    page = report_html(evaluation.metrics, report_figures(evaluation, dataset), dataset.spec.actions)
     try:
         replace_file(
             out / "predictions.npz",
@@ -71,13 +71,13 @@ def make_report_directory(out: Path) -> None:
 def report_figures(evaluation: Evaluation, dataset: PackedDataset) -> list[ReportFigure]:
     """Draws the figures of the report."""
     metrics, predictions = evaluation.metrics, evaluation.predictions
-    drift = metrics["drift"]
+    drift, actions = metrics["drift"], dataset.spec.actions
     return [
         ReportFigure(
             "Predicted and recorded actions",
             "First action of each chunk, against time; the episodes with the smallest, the median and the largest "
             "motion error. Shades: named segments; those that overlap others are bands at the top.",
-            trace_figure(episode_traces(predictions, dataset)),
+            trace_figure(episode_traces(predictions, dataset), actions),
         ),
         ReportFigure(
             "Error along the horizon",
@@ -96,14 +96,16 @@ def report_figures(evaluation: Evaluation, dataset: PackedDataset) -> list[Repor
             "Predicted against recorded",
             "Every step of every chunk (a random share of them, where there are many); a perfect policy lies on "
             "the diagonal.",
-            scatter_figure(predictions.predicted, predictions.target, metrics["r2_per_dim"]),
+            scatter_figure(predictions.predicted, predictions.target, metrics["r2_per_dim"], actions),
         ),
     ]
 
 
 def episode_traces(predictions: Predictions, dataset: PackedDataset) -> list[Trace]:
     """Returns the traces of up to three episodes: smallest, median and largest motion error."""
-    error = np.square(predictions.predicted - predictions.target)[..., MOTION].mean(axis=(1, 2))
+    squared = np.square(predictions.predicted - predictions.target)
+    moving = squared[..., MotionDims.of(dataset.spec.actions).motion]
+    error = (moving if moving.size else squared).mean(axis=(1, 2))
     episodes = np.unique(predictions.episode)
     errors = np.array([error[predictions.episode == episode].mean() for episode in episodes])
     order = np.argsort(errors, kind="stable")

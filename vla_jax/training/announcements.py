@@ -9,8 +9,8 @@ import numpy as np
 
 from vla_jax.dataset.feature_table import FeatureTable
 from vla_jax.dataset.packed_dataset import PackedDataset
+from vla_jax.storage.array_items import leaf_name
 from vla_jax.training.config import TrainConfig
-from vla_jax.training.optimizer import parameter_name
 from vla_jax.training.sharding import Mesh
 from vla_jax.training.state import TrainState
 
@@ -28,7 +28,7 @@ def describe_state(state: TrainState) -> str:
     """Returns parameter counts by part, and the bytes of the whole training state on each device."""
     parts: Counter[str] = Counter()
     for path, leaf in jax.tree_util.tree_leaves_with_path(state.params):
-        parts[parameter_name(path).split(".")[0]] += leaf.size
+        parts[leaf_name(path).split(".")[0]] += leaf.size
     listed = ", ".join(f"{name} {_count(count)}" for name, count in parts.items())
     leaves = jax.tree.leaves(state)
     held = sum(leaf.addressable_shards[0].data.nbytes for leaf in leaves)

@@ -9,15 +9,10 @@ from typing import Any
 from vla_jax.dataset.feature_table import FeatureTable
 from vla_jax.dataset.packed_dataset import PackedDataset
 from vla_jax.errors import UserError
+from vla_jax.policy.artifact import PolicyArtifact, load_policy
+from vla_jax.policy.checkpoints import checkpoint_steps, read_metadata, resolve_checkpoint
 from vla_jax.storage import config_json
-from vla_jax.training.checkpoint import (
-    LoadedPolicy,
-    checkpoint_steps,
-    load_policy,
-    read_metadata,
-    resolve_checkpoint,
-    saved_config,
-)
+from vla_jax.training.checkpoint import saved_config
 from vla_jax.training.config import Rewarm, TrainConfig
 from vla_jax.training.optimizer import make_schedule
 from vla_jax.training.recipes import make_config
@@ -25,7 +20,6 @@ from vla_jax.training.request import Request
 from vla_jax.training.settings import differing, replaced
 
 FUSION = "policy.fusion.strategy"
-TIMESTEPS = "policy.diffusion.steps"
 # What a resumed run may change: how long it goes on and how often it reports.
 SCHEDULE = ("steps", "validate_every", "checkpoint_every", "log_every")
 
@@ -38,7 +32,7 @@ class Beginning:
     features: FeatureTable
     resumed: Path | None
     """The checkpoint that the run goes on from; None for a new run."""
-    initial: LoadedPolicy | None
+    initial: PolicyArtifact | None
     """The policy whose weights and normalisation a new run begins with, if any."""
     notes: tuple[str, ...]
     """What was decided without being asked for, in lines to show."""
@@ -57,7 +51,6 @@ def begin(request: Request, dataset: PackedDataset, settings: Mapping[str, Any] 
 
     # 1. What contradicts itself, or the data, is refused.
     fusion = _fusion(request, settings.pop(FUSION, None))
-    timesteps = settings.pop(TIMESTEPS, None)
     _refuse_contradictions(request, dataset, settings)
 
     # 2. The run goes on from its newest checkpoint if it may and has one; else it is new.
@@ -82,30 +75,24 @@ def begin(request: Request, dataset: PackedDataset, settings: Mapping[str, Any] 
         if initial is None and fusion is None and dataset.spec.sensor is None:
             notes.append(f"{dataset.path} has no sensor: fusion none")
             fusion = "none"
-        network = None if initial is None else initial.config.policy
+        network = None if initial is None else initial.config
         base = make_config(
             request.recipe or "frozen",
-            model_type=network.model_type if network else request.model_type or "regression",
-            fusion_strategy=network.fusion.strategy if network else fusion or "concat",
-            vl_dim=table.width,
-            vl_slots=table.num_slots,
-            sensor_window_size=dataset.meta.sensor_window_size,
-            diffusion_timesteps=timesteps,
+            table.spec,
+            dataset.spec,
+            head=network.head.kind if network else request.model_type or "regression",
+            fusion=network.fusion.strategy if network else fusion or "concat",
+            noise_steps=request.diffusion_timesteps,
         )
         if initial is not None:
             base = _with_network_of(initial, base, anchored_on_target=request.recipe == "reference")
 
     # 5. The network that this fixes must be the one asked for, and fit the features.
-    _refuse_unless_equal("model-type", request.model_type, base.policy.model_type)
+    _refuse_unless_equal("model-type", request.model_type, base.policy.head.kind)
     _refuse_unless_equal("fusion-strategy", fusion, base.policy.fusion.strategy)
-    if timesteps is not None and base.policy.model_type != "diffusion":
-        raise UserError("--diffusion-timesteps goes with --model-type diffusion; this is a regression policy")
-    _refuse_unless_equal("diffusion-timesteps", timesteps, base.policy.diffusion.steps)
-    if (base.policy.vl_dim, base.policy.vl_slots) != (table.width, table.num_slots):
-        raise UserError(
-            f"the configuration is for {base.policy.vl_slots} feature slots of width {base.policy.vl_dim}; "
-            f"{request.cache} gives {table.num_slots} of width {table.width}"
-        )
+    _refuse_unless_equal("diffusion-timesteps", request.diffusion_timesteps, base.policy.head.noise_steps)
+    if misfits := base.policy.misfits(table.spec, dataset.spec):
+        raise UserError(f"the configured network does not fit {dataset.path}: {'; '.join(misfits)}")
 
     # 6. The other settings that were asked for are put in.
     num_samples = len(table.sample_ticks("train"))
@@ -165,7 +152,7 @@ def _refuse_contradictions(request: Request, dataset: PackedDataset, settings: M
 
 def _features_of(resumed: Path, request: Request) -> str:
     """Returns the name of the features that a run was trained on, and refuses others."""
-    digest = read_metadata(resumed)["identity"]["features"].get("digest")
+    digest = read_metadata(resumed).identity.features.get("digest")
     if digest is None:
         raise UserError(f"{resumed} was imported, not trained here: there is no training to resume")
     if request.features is not None and not digest.startswith(request.features):
@@ -176,18 +163,20 @@ def _features_of(resumed: Path, request: Request) -> str:
     return digest[:16]
 
 
-def _with_network_of(initial: LoadedPolicy, config: TrainConfig, *, anchored_on_target: bool) -> TrainConfig:
+def _with_network_of(
+    initial: PolicyArtifact, config: TrainConfig, *, anchored_on_target: bool
+) -> TrainConfig:
     """Returns a recipe's configuration with the network and the normalisation of a trained policy.
 
     anchored_on_target: keep training a regression on its own target, as the reference does; nothing is learnt so.
     """
-    policy = dataclasses.replace(initial.config.policy, dtype=config.policy.dtype)
-    if policy.z_chunk == "target" and not anchored_on_target:
-        policy = dataclasses.replace(policy, z_chunk="zero")
+    policy = dataclasses.replace(initial.config, dtype=config.policy.dtype)
+    if not anchored_on_target:
+        policy = dataclasses.replace(policy, head=policy.head.without_leaks())
     return dataclasses.replace(
         config,
         policy=policy,
-        normalisation=initial.config.normalisation,
+        normalisation=initial.metadata.normalisation,
         init_from=str(initial.path),
     )
 

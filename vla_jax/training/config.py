@@ -1,10 +1,17 @@
 """Configuration of a training run. The docstrings under the fields are what `train --help` says of its options."""
 
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal
 
+from vla_jax.contracts.checks import (
+    check_at_least_one,
+    check_choices,
+    check_not_negative,
+    check_positive,
+    check_share,
+)
 from vla_jax.errors import UserError
-from vla_jax.models.config import PolicyConfig
+from vla_jax.policy.config import PolicyConfig
 from vla_jax.preprocessing.config import NormalisationConfig
 
 RecipeName = Literal["frozen", "small", "reference", "small_reference", "debug"]
@@ -53,15 +60,13 @@ class OptimizerConfig:
     """Largest global norm of a gradient."""
 
     def __post_init__(self) -> None:
-        if self.lr <= 0 or self.sensor_lr <= 0:
-            raise UserError(f"learning rates must be positive: lr {self.lr}, sensor_lr {self.sensor_lr}")
-        if self.schedule not in get_args(Schedule):
-            raise UserError(f"unknown schedule {self.schedule!r}; choose {', '.join(get_args(Schedule))}")
-        if self.schedule_interval < 1:
-            raise UserError(f"schedule_interval must be at least 1, not {self.schedule_interval}")
+        check_choices(self)
+        check_positive(self, "lr", "sensor_lr")
+        check_at_least_one(self, "schedule_interval")
         if not 0 <= self.warmup_ratio + self.hold_ratio <= 1:
             raise UserError(
-                f"warmup_ratio {self.warmup_ratio} + hold_ratio {self.hold_ratio} must be between 0 and 1"
+                f"OptimizerConfig: warmup_ratio {self.warmup_ratio} + hold_ratio {self.hold_ratio} must be "
+                "between 0 and 1"
             )
 
 
@@ -102,25 +107,11 @@ class TrainConfig:
     normalisation: NormalisationConfig = field(default_factory=NormalisationConfig)
 
     def __post_init__(self) -> None:
-        for name in (
-            "steps",
-            "batch_size",
-            "grad_accum_steps",
-            "validate_every",
-            "checkpoint_every",
-            "log_every",
-        ):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}")
+        check_at_least_one(self, "steps", "batch_size", "grad_accum_steps")
+        check_at_least_one(self, "validate_every", "checkpoint_every", "log_every")
+        check_not_negative(self, "sensor_noise", "feature_noise")
+        check_share(self, "sensor_dropout", "ema_decay")
         if self.batch_size % self.grad_accum_steps:
             raise UserError(
-                f"grad-accum-steps {self.grad_accum_steps} does not divide batch-size {self.batch_size}"
-            )
-        if self.sensor_noise < 0 or self.feature_noise < 0:
-            raise UserError(
-                f"sensor-noise {self.sensor_noise} and feature-noise {self.feature_noise} must not be negative"
-            )
-        if not 0 <= self.sensor_dropout < 1 or not 0 <= self.ema_decay < 1:
-            raise UserError(
-                f"sensor-dropout {self.sensor_dropout} and ema-decay {self.ema_decay} must be in [0, 1)"
+                f"TrainConfig: grad_accum_steps {self.grad_accum_steps} does not divide batch_size {self.batch_size}"
             )

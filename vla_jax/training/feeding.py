@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from vla_jax.contracts.observation import Batch, ResidentRows
 from vla_jax.dataset.feature_table import FeatureTable
 from vla_jax.dataset.packed_dataset import PackedDataset
 from vla_jax.errors import UserError
@@ -30,15 +31,13 @@ RESIDENT_SHARE = 0.5
 # Rows of a feature table that are read at once while it is sent to the devices.
 READ_ROWS = 4096
 
-Batch = dict[str, jax.Array]
-
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class ResidentArrays:
     """What lives on the devices; None: sent with each batch.
 
-    sensor: (R, 1026) the data set's stream. vl: (N, S, V) and vl_mask: (N, S), the features of each record.
+    sensor: (R, C) the data set's stream. vl: (N, S, V) and vl_mask: (N, S), the features of each record.
     Split over the devices, the first axis is filled up with zeros to a multiple of their number.
     """
 
@@ -48,7 +47,7 @@ class ResidentArrays:
 
     @property
     def names(self) -> frozenset[str]:
-        """The entries of a batch that need not be sent (see `vla_jax.data.make_batch`)."""
+        """What batches leave to the devices (see `vla_jax.dataset.batches.make_batch`)."""
         return frozenset(name for name in ("sensor", "vl") if getattr(self, name) is not None)
 
 
@@ -67,18 +66,20 @@ class Feed:
     split: frozenset[str] = frozenset()
 
     def complete(self, resident: ResidentArrays, batch: Batch) -> Batch:
-        """Puts the resident entries into a batch that names their rows; traceable, and the same bits as the host's."""
-        batch = dict(batch)
-        if resident.sensor is not None:
-            begin, end = jnp.split(batch.pop("sensor_rows"), 2, axis=1)
-            rows = jnp.maximum(end - self.window + jnp.arange(self.window)[None, :], begin)
+        """Puts into a batch what lives on the devices; traceable, and the same bits as the host's."""
+        observation, rows = batch.observation, batch.resident
+        if rows.sensor is not None:
+            begin, end = jnp.split(rows.sensor, 2, axis=1)
+            window = jnp.maximum(end - self.window + jnp.arange(self.window)[None, :], begin)
             # Rows of −1 or beyond the end give zeros: samples without sensor.
-            batch["sensor"] = self._take("sensor", resident.sensor, jnp.where(end >= 0, rows, -1))
-        if resident.vl is not None:
-            rows = batch.pop("vl_row")
-            batch["vl"] = self._take("vl", resident.vl, rows)
-            batch["vl_mask"] = self._take("vl", resident.vl_mask, rows)
-        return batch
+            sensor = self._take("sensor", resident.sensor, jnp.where(end >= 0, window, -1))
+            observation = observation.replace(sensor=sensor)
+        if rows.vl is not None:
+            observation = observation.replace(
+                vl=self._take("vl", resident.vl, rows.vl),
+                vl_mask=self._take("vl", resident.vl_mask, rows.vl),
+            )
+        return batch.replace(observation=observation, resident=ResidentRows())
 
     def describe(self) -> str:
         """Returns one line for people."""
@@ -131,8 +132,11 @@ def make_feed(
     free = _free_bytes(mesh) if free_bytes is None else free_bytes
     if free is None and mode == "auto":
         return feed
-    placed = _place({"sensor": dataset.sensor.nbytes, "vl": _table_bytes(features)}, mesh.size, free)
-    if mode == "device" and len(placed) < 2:
+    sizes = {"sensor": dataset.sensor.nbytes, "vl": _table_bytes(features)}
+    if dataset.spec.sensor is None:
+        del sizes["sensor"]
+    placed = _place(sizes, mesh.size, free)
+    if mode == "device" and placed.keys() != sizes.keys():
         raise UserError(
             f"--feed device: the sensor stream ({dataset.sensor.nbytes / 1e9:.1f} GB) and the features "
             f"({_table_bytes(features) / 1e9:.1f} GB) do not fit on {mesh.size} device(s) with "
@@ -144,8 +148,7 @@ def make_feed(
     }
     arrays: dict[str, jax.Array] = {}
     if "sensor" in placed:
-        # A gather needs a row; without any stream, none of them is ever looked at.
-        stream = dataset.sensor if len(dataset.sensor) else np.zeros((1, 1026), dataset.sensor.dtype)
+        stream = dataset.sensor
         arrays["sensor"] = _put(
             lambda rows: stream[rows.start : rows.stop], stream.shape, stream.dtype, sharding["sensor"]
         )

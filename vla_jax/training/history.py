@@ -4,21 +4,15 @@ import json
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from vla_jax.contracts.metric_names import BEST_METRIC, RATE, VALIDATION
 from vla_jax.errors import UserError
-from vla_jax.training.checkpoint import (
-    BEST_METRIC,
-    VALIDATION,
-    checkpoint_steps,
-    read_metadata,
-    resolve_checkpoint,
-)
-from vla_jax.training.log_window import RATE
+from vla_jax.policy.checkpoints import checkpoint_steps, read_metadata, resolve_checkpoint
 from vla_jax.training.metric_writer import METRICS_FILE
 from vla_jax.training.run_directory import CONFIG_FILE
 from vla_jax.training.settings import flat
@@ -141,7 +135,7 @@ def _identity(run: Path) -> dict[str, Any]:
     if not checkpoint_steps(run):
         return {}
     try:
-        return flat(read_metadata(resolve_checkpoint(run))["identity"])
+        return flat(asdict(read_metadata(resolve_checkpoint(run)).identity))
     except UserError as error:  # The curves can be compared all the same.
         logger.warning("compared without what it was trained on: %s", error)
         return {}

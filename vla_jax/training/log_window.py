@@ -8,8 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-# Names of logged metrics: the loss of an update, samples per second, and the share of time that data was waited for.
-LOSS, RATE, WAITING = "train/loss", "time/samples_per_second", "time/data_wait_share"
+from vla_jax.contracts.metric_names import LOSS, RATE, WAITING
 
 
 class NonFiniteLossError(Exception):

@@ -11,25 +11,23 @@ from typing import Any
 import jax
 import numpy as np
 
+from vla_jax.contracts.metric_names import GRADIENT_NORM, LEARNING_RATE, LOSS, RATE, WAITING
 from vla_jax.dataset.batches import BatchLoader, sequential_batches
 from vla_jax.dataset.feature_table import FeatureTable
 from vla_jax.dataset.packed_dataset import PackedDataset
 from vla_jax.errors import UserError
+from vla_jax.policy.artifact import PolicyArtifact
+from vla_jax.policy.checkpoints import CHECKPOINTS, checkpoint_steps
+from vla_jax.policy.metadata import RunIdentity
 from vla_jax.preprocessing.normaliser import Normaliser, feature_moments, make_normaliser
+from vla_jax.preprocessing.preprocessor import Preprocessor
 from vla_jax.progress import progress_bar
 from vla_jax.storage.stop_signals import stop_requested
 from vla_jax.training.announcements import describe_devices, describe_memory, describe_samples, describe_state
-from vla_jax.training.checkpoint import (
-    CHECKPOINTS,
-    CheckpointWriter,
-    LoadedPolicy,
-    RunIdentity,
-    checkpoint_steps,
-    restore_state,
-)
+from vla_jax.training.checkpoint import CheckpointWriter, restore_training
 from vla_jax.training.config import TrainConfig
 from vla_jax.training.feeding import Feed, FeedMode, ResidentArrays, make_feed, prefetched
-from vla_jax.training.log_window import LOSS, RATE, WAITING, LogWindow, NonFiniteLossError
+from vla_jax.training.log_window import LogWindow, NonFiniteLossError
 from vla_jax.training.metric_writer import MetricWriter
 from vla_jax.training.optimizer import make_optimizer
 from vla_jax.training.processes import any_process, is_main_process, process_share
@@ -63,7 +61,7 @@ def train(
     *,
     mesh: Mesh,
     resume: bool = False,
-    initial: LoadedPolicy | None = None,
+    initial: PolicyArtifact | None = None,
     feed: FeedMode = "auto",
     wandb: bool = False,
     announce: Callable[[str], None] = logger.info,
@@ -123,15 +121,15 @@ class _Session:
         everywhere = replicated(mesh)
         self.root_key = jax.jit(lambda: jax.random.key(config.seed), out_shardings=everywhere)()
 
-    def train(self, resume_step: int | None, initial: LoadedPolicy | None) -> TrainResult:
+    def train(self, resume_step: int | None, initial: PolicyArtifact | None) -> TrainResult:
         config, announce = self.config, self.announce
         metrics: dict[str, float] = {}
         position, unlogged = None, []
         if resume_step is not None:
             directory = self.run / CHECKPOINTS / str(resume_step)
-            state, normaliser, metadata = restore_state(directory, self.abstract)
-            position, metrics = metadata["data_position"], metadata["metrics"]
-            unlogged = metadata["unlogged"]
+            restored = restore_training(directory, self.abstract)
+            state, normaliser = restored.state, restored.normaliser
+            position, metrics, unlogged = restored.data_position, restored.metrics, restored.unlogged
             announce(f"resuming at step {resume_step} of {config.steps}")
         else:
             network = None if initial is None else initial.network
@@ -156,7 +154,8 @@ class _Session:
             share=process_share(),
             resident=feed.resident.names,
         )
-        update, validate = self._compile(feed, loader, state, normaliser)
+        preprocessor = Preprocessor(normaliser)
+        update, validate = self._compile(feed, loader, state, preprocessor)
 
         first = resume_step or 0
         with contextlib.ExitStack() as stack:
@@ -188,7 +187,7 @@ class _Session:
                 for step, batch, position in prefetched(
                     batches, self.mesh, first, config.steps, window.waited
                 ):
-                    state, scalars = update(normaliser, state, feed.resident, batch, self.root_key)
+                    state, scalars = update(preprocessor, state, feed.resident, batch, self.root_key)
                     window.add(scalars)
                     bar.update()
                     last = step == config.steps
@@ -217,6 +216,8 @@ class _Session:
                             step=step,
                             config=config,
                             normaliser=normaliser,
+                            data=self.dataset.spec,
+                            features=self.features.spec,
                             identity=self.identity,
                             data_position=position,
                             metrics=validated,
@@ -235,20 +236,21 @@ class _Session:
         return TrainResult(step=step, interrupted=step < config.steps, metrics=metrics)
 
     def _compile(
-        self, feed: Feed, loader: BatchLoader, state: TrainState, normaliser: Normaliser
+        self, feed: Feed, loader: BatchLoader, state: TrainState, preprocessor: Preprocessor
     ) -> tuple[Any, Callable[[TrainState], dict[str, float]]]:
         """Compiles the update ahead of time, so that nothing can be compiled again later, and says what it needs."""
         config, everywhere = self.config, replicated(self.mesh)
         structure = network_structure(config)
 
-        def update(normaliser, state, resident: ResidentArrays, batch, root_key):
+        def update(preprocessor, state, resident: ResidentArrays, batch, root_key):
             batch = feed.complete(resident, batch)
-            return train_step(config, structure, self.optimizer, normaliser, state, batch, root_key)
+            return train_step(config, structure, self.optimizer, preprocessor, state, batch, root_key)
 
-        def evaluate(normaliser, params, statistics, resident: ResidentArrays, batch, root_key, index):
+        def evaluate(preprocessor, params, statistics, resident: ResidentArrays, batch, root_key, index):
             batch = feed.complete(resident, batch)
-            key = jax.random.fold_in(root_key, index)
-            return validation_step(config, structure, normaliser, params, statistics, batch, key)
+            return validation_step(
+                config, structure, preprocessor, params, statistics, batch, root_key, index
+            )
 
         started = time.perf_counter()
         compiled = (
@@ -257,7 +259,7 @@ class _Session:
                 donate_argnums=1,
                 out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, self.abstract), everywhere),
             )
-            .lower(normaliser, state, feed.resident, put_batch(self.mesh, loader.batch(0)), self.root_key)
+            .lower(preprocessor, state, feed.resident, put_batch(self.mesh, loader.batch(0)), self.root_key)
             .compile()
         )
         took = time.perf_counter() - started
@@ -275,7 +277,7 @@ class _Session:
             )
             return validation_metrics(
                 lambda params, statistics, batch, index: evaluate(
-                    normaliser, params, statistics, feed.resident, batch, self.root_key, np.int32(index)
+                    preprocessor, params, statistics, feed.resident, batch, self.root_key, np.int32(index)
                 ),
                 config,
                 state,
@@ -331,8 +333,8 @@ def check_batch_size(config: TrainConfig, mesh: Mesh) -> None:
 def _postfix(logged: dict[str, float]) -> str:
     parts = [
         f"loss {logged[LOSS]:.4f}",
-        f"lr {logged['train/learning_rate']:.1e}",
-        f"gradient {logged['train/gradient_norm']:.2g}",
+        f"lr {logged[LEARNING_RATE]:.1e}",
+        f"gradient {logged[GRADIENT_NORM]:.2g}",
     ]
     if RATE in logged:
         parts += [

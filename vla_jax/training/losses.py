@@ -6,14 +6,16 @@ from jaxtyping import Array, Bool, Float
 
 def sample_weights(
     confidence: Float[Array, " b"],
-    has_sensor: Bool[Array, " b"],
+    has_sensor: Bool[Array, " b"] | None,
     *,
     sensor_loss_weight: float,
     normalise: bool,
 ) -> Float[Array, " b"]:
     """Returns confidence × (sensor_loss_weight with sensor, else 1); divided by the batch's mean when `normalise`.
 
-    The reference normalises for regression and not for diffusion.
+    has_sensor: None where the data have no sensor. The reference normalises for regression and not for diffusion.
     """
-    weights = confidence * jnp.where(has_sensor, sensor_loss_weight, 1.0)
+    weights = confidence
+    if has_sensor is not None:
+        weights = weights * jnp.where(has_sensor, sensor_loss_weight, 1.0)
     return weights / jnp.mean(weights) if normalise else weights

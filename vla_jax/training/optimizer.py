@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from vla_jax.storage.array_items import leaf_name
 from vla_jax.training.config import OptimizerConfig
 from vla_jax.training.learning_rate import rewarm, trapezoid
 
@@ -59,18 +60,12 @@ def make_optimizer(config: OptimizerConfig, total_updates: int) -> optax.Gradien
 def parameter_groups(params: Any) -> Any:
     """Labels every parameter "encoder" or "expert" by its path."""
     return jax.tree_util.tree_map_with_path(
-        lambda path, _: "encoder" if parameter_name(path).startswith(ENCODER_PREFIX) else "expert", params
+        lambda path, _: "encoder" if leaf_name(path).startswith(ENCODER_PREFIX) else "expert", params
     )
 
 
 def decay_mask(params: Any) -> Any:
     """True for the weights that decay: kernels, not biases, norms or embeddings."""
     return jax.tree_util.tree_map_with_path(
-        lambda path, _: parameter_name(path).rsplit(".", 1)[-1] == "kernel", params
+        lambda path, _: leaf_name(path).rsplit(".", 1)[-1] == "kernel", params
     )
-
-
-def parameter_name(path: tuple[Any, ...]) -> str:
-    """Returns a tree path as dotted names, for instance `expert.layers.0.linear1.kernel`."""
-    names = jax.tree_util.keystr(path, simple=True, separator=".")
-    return names.removesuffix(".value")

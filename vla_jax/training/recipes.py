@@ -1,91 +1,79 @@
 """Recipes: functions that return a whole training configuration."""
 
 import dataclasses
+from dataclasses import dataclass
+from typing import Any
 
 import jax
 
-from vla_jax.models.config import (
-    DiffusionConfig,
-    ExpertConfig,
-    FusionConfig,
-    FusionStrategy,
-    ModelType,
-    PolicyConfig,
-    SensorEncoderConfig,
-)
+from vla_jax.contracts.specs import DataSpec, FeatureSpec
+from vla_jax.heads.head_config import HeadConfig, head_config
+from vla_jax.models.config import FusionConfig, FusionStrategy, SensorEncoderConfig
+from vla_jax.policy.config import PolicyConfig
 from vla_jax.preprocessing.config import NormalisationConfig
 from vla_jax.training.config import OptimizerConfig, RecipeName, TrainConfig
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """What every recipe is told. sizes: the fields of `PolicyConfig` that the features and the device decide."""
+
+    head: type[HeadConfig]
+    fusion: FusionStrategy
+    sizes: dict[str, Any]
+
+
 def make_config(
     recipe: RecipeName,
+    features: FeatureSpec,
+    data: DataSpec,
     *,
-    model_type: ModelType,
-    fusion_strategy: FusionStrategy,
-    vl_dim: int,
-    vl_slots: int,
-    sensor_window_size: int = 65,
-    diffusion_timesteps: int | None = None,
+    head: str,
+    fusion: FusionStrategy,
+    noise_steps: int | None = None,
 ) -> TrainConfig:
-    """Returns a recipe's configuration for features of `vl_slots` slots of width `vl_dim`.
+    """Returns a recipe's configuration for the sizes of features and data.
 
     Parameters stay float32; the full-size recipes compute in bfloat16 on accelerators, float32 on a CPU.
+
+    head: its kind. noise_steps: of heads that denoise; None leaves the recipe's.
+
+    Raises:
+        UserError: there is no such head, or it has no noise schedule.
     """
     dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    recipes = {
-        "frozen": _frozen,
-        "small": _small,
-        "reference": _reference,
-        "small_reference": _small_reference,
-        "debug": _debug,
-    }
-    config = recipes[recipe](model_type, fusion_strategy, vl_dim, vl_slots, dtype)
-    policy = config.policy.with_sensor_length(sensor_window_size)
-    if diffusion_timesteps is not None:
-        diffusion = dataclasses.replace(policy.diffusion, steps=diffusion_timesteps)
-        policy = dataclasses.replace(policy, diffusion=diffusion)
+    sizes = {"vl_dim": features.width, "vl_slots": features.num_slots}
+    if recipe in ("frozen", "reference"):
+        sizes["dtype"] = dtype
+    config = _RECIPES[recipe](_Asked(head_config(head), fusion, sizes))
+    policy = config.policy.fitted(data)
+    if noise_steps is not None:
+        policy = dataclasses.replace(policy, head=policy.head.with_noise_steps(noise_steps))
     return dataclasses.replace(config, policy=policy, recipe=recipe)
 
 
-def _normalisation(model_type: ModelType) -> NormalisationConfig:
-    # The diffusion sampler clips to −1…1, so actions must fill that range and never leave it.
-    return NormalisationConfig(actions="min_max" if model_type == "diffusion" else "mean_std")
+def _normalisation(head: type[HeadConfig]) -> NormalisationConfig:
+    return NormalisationConfig(actions="min_max" if head.bounds_actions else "mean_std")
 
 
-def _frozen(
-    model_type: ModelType, fusion: FusionStrategy, vl_dim: int, vl_slots: int, dtype: str
-) -> TrainConfig:
+def _frozen(asked: _Asked) -> TrainConfig:
     """Full-size heads on the features of a frozen backbone; the rates of the reference's frozen recipe."""
     return TrainConfig(
         policy=PolicyConfig(
-            model_type=model_type,
-            vl_dim=vl_dim,
-            vl_slots=vl_slots,
-            fusion=FusionConfig(strategy=fusion),
-            dtype=dtype,
+            head=asked.head.preset("full"), fusion=FusionConfig(strategy=asked.fusion), **asked.sizes
         ),
         optimizer=OptimizerConfig(lr=5e-4, sensor_lr=5e-4),
-        normalisation=_normalisation(model_type),
+        normalisation=_normalisation(asked.head),
     )
 
 
-def _small(
-    model_type: ModelType, fusion: FusionStrategy, vl_dim: int, vl_slots: int, dtype: str
-) -> TrainConfig:
+def _small(asked: _Asked) -> TrainConfig:
     """Heads that learn the phantom in about two minutes on two CPU cores (`make demo`).
 
-    Predicting the clean actions instead of the noise learns much faster here: over the phantom's 37 training episodes
-    the held-out error after 200 updates is 0.0007 instead of 0.0019. Without noise on the inputs, the heads tell the
-    few episodes apart by their speckle.
+    Without noise on the inputs, the heads tell the few episodes apart by their speckle.
     """
     return TrainConfig(
-        policy=PolicyConfig.small(
-            model_type,
-            vl_dim=vl_dim,
-            vl_slots=vl_slots,
-            fusion=fusion,
-            diffusion=DiffusionConfig(prediction="sample", noise_draws=4),
-        ),
+        policy=PolicyConfig.small(asked.head.kind, fusion=asked.fusion, **asked.sizes),
         steps=500,
         batch_size=64,
         sensor_dropout=0.25,
@@ -95,16 +83,14 @@ def _small(
         validate_every=250,
         checkpoint_every=250,
         optimizer=OptimizerConfig(lr=1e-3, sensor_lr=1e-3, min_lr=1e-5, weight_decay=0.05),
-        normalisation=_normalisation(model_type),
+        normalisation=_normalisation(asked.head),
     )
 
 
-def _reference(
-    model_type: ModelType, fusion: FusionStrategy, vl_dim: int, vl_slots: int, dtype: str
-) -> TrainConfig:
+def _reference(asked: _Asked) -> TrainConfig:
     """The PyTorch reference: raw inputs and actions, one rate, decay on everything, no averaging."""
     return TrainConfig(
-        policy=PolicyConfig.reference(model_type, fusion, vl_dim, vl_slots=vl_slots, dtype=dtype),
+        policy=PolicyConfig.reference(asked.head.kind, asked.fusion, **asked.sizes),
         ema_decay=0.0,
         sensor_dropout=0.0,
         optimizer=OptimizerConfig(lr=1e-4, sensor_lr=1e-4, decay_everything=True),
@@ -112,22 +98,19 @@ def _reference(
     )
 
 
-def _small_reference(
-    model_type: ModelType, fusion: FusionStrategy, vl_dim: int, vl_slots: int, dtype: str
-) -> TrainConfig:
+def _small_reference(asked: _Asked) -> TrainConfig:
     """The reference's network and training at the sizes of `small`, to tell what the deviations are worth.
 
     Widths, updates, batches and learning rates are those of `small`, which belong to its size; everything else is as
     in `reference`.
     """
-    small = _small(model_type, fusion, vl_dim, vl_slots, dtype)
-    reference = _reference(model_type, fusion, vl_dim, vl_slots, dtype)
+    small, reference = _small(asked), _reference(asked)
     ours, theirs = small.policy, reference.policy
     policy = dataclasses.replace(
         theirs,
         sensor=dataclasses.replace(ours.sensor, masked_statistics=theirs.sensor.masked_statistics),
         fusion=dataclasses.replace(theirs.fusion, num_heads=ours.fusion.num_heads),
-        expert=dataclasses.replace(ours.expert, horizon_embedding=theirs.expert.horizon_embedding),
+        head=asked.head.preset("small", reference=True),
     )
     rates = {name: getattr(small.optimizer, name) for name in ("lr", "sensor_lr", "min_lr")}
     return dataclasses.replace(
@@ -141,19 +124,15 @@ def _small_reference(
     )
 
 
-def _debug(
-    model_type: ModelType, fusion: FusionStrategy, vl_dim: int, vl_slots: int, dtype: str
-) -> TrainConfig:
+def _debug(asked: _Asked) -> TrainConfig:
     """Tiny, for tests: compiles in seconds."""
     policy = PolicyConfig(
-        model_type=model_type,
-        vl_dim=vl_dim,
-        vl_slots=vl_slots,
+        head=asked.head.preset("tiny"),
         sensor=SensorEncoderConfig(
             hidden_dim=8, output_dim=16, num_conv_layers=4, num_transformer_layers=1, num_heads=2
         ),
-        fusion=FusionConfig(strategy=fusion, vl_pool_width=16, vl_pool_heads=2, num_heads=2),
-        expert=ExpertConfig(hidden_dim=16, num_layers=1, num_heads=2, time_embedding_dim=16),
+        fusion=FusionConfig(strategy=asked.fusion, vl_pool_width=16, vl_pool_heads=2, num_heads=2),
+        **asked.sizes,
     )
     return TrainConfig(
         policy=policy,
@@ -162,5 +141,14 @@ def _debug(
         validate_every=4,
         checkpoint_every=2,
         log_every=1,
-        normalisation=_normalisation(model_type),
+        normalisation=_normalisation(asked.head),
     )
+
+
+_RECIPES = {
+    "frozen": _frozen,
+    "small": _small,
+    "reference": _reference,
+    "small_reference": _small_reference,
+    "debug": _debug,
+}

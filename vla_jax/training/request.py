@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from vla_jax.models.config import ModelType
 from vla_jax.training.config import RecipeName
 
 
@@ -25,8 +24,11 @@ class Request:
     init_from: Path | None = None
     """Run, checkpoint or imported reference whose weights and normalisation a new run begins with. Its network is
     kept, and the recipe says how to train it."""
-    model_type: ModelType | None = None
-    """regression (the default): one pass predicts the chunk. diffusion: the chunk is denoised in several steps."""
+    model_type: str | None = None
+    """Kind of action head. regression (the default): one pass predicts the chunk. diffusion: the chunk is denoised in
+    several steps."""
+    diffusion_timesteps: int | None = None
+    """Steps of the noise schedule, for heads that have one; the recipe's by default."""
     sensor_enabled: bool = True
     """Whether the policy reads the sensor; --no-sensor-enabled is the same as --fusion-strategy none."""
     epochs: float | None = None

@@ -6,13 +6,13 @@ repeated over `data`.
 """
 
 import logging
-from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from vla_jax.contracts.observation import Batch
 from vla_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -87,13 +87,12 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def put_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+def put_batch(mesh: Mesh, batch: Batch) -> Batch:
     """Starts the transfer of this process's rows of a batch to its devices."""
     sharding = batch_sharding(mesh)
-    return {
-        name: jax.make_array_from_process_local_data(sharding, np.asarray(value))
-        for name, value in batch.items()
-    }
+    return jax.tree.map(
+        lambda value: jax.make_array_from_process_local_data(sharding, np.asarray(value)), batch
+    )
 
 
 def _bytes(leaf: Any) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from vla_jax.policy.network import PolicyNetwork
+from vla_jax.policy.network import PolicyNetwork, abstract_network
 from vla_jax.training.config import TrainConfig
 from vla_jax.training.sharding import Mesh, state_sharding
 
@@ -31,7 +31,7 @@ class TrainState:
 
 def network_structure(config: TrainConfig) -> nnx.GraphDef:
     """Returns the network's static structure without allocating any array."""
-    return nnx.graphdef(nnx.eval_shape(lambda: PolicyNetwork(config.policy, rngs=nnx.Rngs(0))))
+    return nnx.graphdef(abstract_network(config.policy))
 
 
 def make_state(config: TrainConfig, optimizer: optax.GradientTransformation, key: jax.Array) -> TrainState:

@@ -7,14 +7,16 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from vla_jax.preprocessing.normaliser import Normaliser
+from vla_jax.contracts.metric_names import GRADIENT_NORM, LEARNING_RATE, LOSS
+from vla_jax.contracts.observation import Batch, Observation
+from vla_jax.policy.prediction import predict_batch, row_keys
+from vla_jax.preprocessing.preprocessor import Preprocessor
 from vla_jax.training.config import TrainConfig
 from vla_jax.training.ema import update_ema
 from vla_jax.training.losses import sample_weights
 from vla_jax.training.optimizer import make_schedule
 from vla_jax.training.state import TrainState
 
-Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
 
 
@@ -22,35 +24,30 @@ def train_step(
     config: TrainConfig,
     structure: nnx.GraphDef,
     optimizer: optax.GradientTransformation,
-    normaliser: Normaliser,
+    preprocessor: Preprocessor,
     state: TrainState,
     batch: Batch,
     root_key: jax.Array,
 ) -> tuple[TrainState, Metrics]:
     """Returns the state after one optimizer update on `batch`, and device scalars to log.
 
-    `batch` is a batch of the data set in physical units (`vla_jax.data`). The step's randomness is derived from
-    `root_key` and the state's step alone, so a resumed run draws what an undisturbed one would.
+    `batch` is in recorded units. The step's randomness is derived from `root_key` and the state's step alone, so a
+    resumed run draws what an undisturbed one would.
     """
     dropout_key, sensor_key, noise_key = jax.random.split(jax.random.fold_in(root_key, state.step), 3)
-    seen = batch["has_sensor"] & ~jax.random.bernoulli(
-        sensor_key, config.sensor_dropout, batch["has_sensor"].shape
-    )
+    recorded = hide_sensors(config, batch.observation, sensor_key)
     weights = sample_weights(
-        batch["confidence"],
-        seen,
+        batch.confidence,
+        recorded.has_sensor,
         sensor_loss_weight=config.sensor_loss_weight,
-        normalise=config.policy.model_type == "regression",
+        normalise=config.policy.head.normalises_weights,
     )
-    inputs = (
-        normalise_inputs(normaliser, batch) | past_chunk(config, normaliser, batch) | {"has_sensor": seen}
-    )
-    inputs = add_noise(config, inputs, noise_key)
-    inputs["actions"] = normaliser.normalise_actions(batch["actions"])
+    observation = add_noise(config, preprocessor.observe(recorded), noise_key)
+    inputs = (observation, preprocessor.encode_actions(batch.actions))
 
-    def loss_of(params: Any, statistics: Any, part: Batch, part_weights: jax.Array, key: jax.Array):
+    def loss_of(params: Any, statistics: Any, part: Any, part_weights: jax.Array, key: jax.Array):
         network = nnx.merge(structure, params, statistics, copy=True)
-        loss = jnp.mean(part_weights * network.loss(**part, key=key, train=True))
+        loss = jnp.mean(part_weights * network.loss(*part, key=key, train=True))
         return loss, nnx.state(network, nnx.Not(nnx.Param))
 
     gradient_of = jax.value_and_grad(loss_of, has_aux=True)
@@ -87,9 +84,9 @@ def train_step(
         optimizer=optimizer_state,
     )
     metrics = {
-        "train/loss": loss,
-        "train/gradient_norm": optax.tree.norm(gradient),
-        "train/learning_rate": make_schedule(config.optimizer, "expert", config.steps)(state.step),
+        LOSS: loss,
+        GRADIENT_NORM: optax.tree.norm(gradient),
+        LEARNING_RATE: make_schedule(config.optimizer, "expert", config.steps)(state.step),
     }
     return new_state, metrics
 
@@ -97,25 +94,30 @@ def train_step(
 def validation_step(
     config: TrainConfig,
     structure: nnx.GraphDef,
-    normaliser: Normaliser,
+    preprocessor: Preprocessor,
     params: Any,
     statistics: Any,
     batch: Batch,
-    key: jax.Array,
+    root_key: jax.Array,
+    index: jax.Array,
 ) -> Metrics:
     """Returns sums over the batch's valid samples: of squared and absolute action errors, and of the loss.
 
-    Errors are of sampled actions, in mm and degrees; entries "squared_error", "absolute_error" [a], "loss" and
-    "samples". The actions to predict never enter the sampler.
+    Errors are of sampled actions, in recorded units; entries "squared_error", "absolute_error" [a], "loss" and
+    "samples". The actions to predict never enter the sampler. Its noise is that of evaluation with the same seed: of
+    `root_key` and the tick alone. The loss's draws are of `root_key` and the batch's number, `index`.
     """
-    loss_key, sample_key = jax.random.split(key)
+    loss_key, _ = jax.random.split(jax.random.fold_in(root_key, index))
     network = nnx.merge(structure, params, statistics)
-    inputs = normalise_inputs(normaliser, batch) | past_chunk(config, normaliser, batch)
-    sampled = normaliser.denormalise_actions(network.sample(**inputs, key=sample_key))
-    actions = normaliser.normalise_actions(batch["actions"])
-    loss = network.loss(**inputs, actions=actions, key=loss_key, train=False)
-    valid = batch["valid"].astype(jnp.float32)
-    error = (sampled - batch["actions"]) * valid[:, None, None]
+    sampled = predict_batch(network, preprocessor, batch.observation, row_keys(root_key, batch.tick))
+    loss = network.loss(
+        preprocessor.observe(batch.observation),
+        preprocessor.encode_actions(batch.actions),
+        key=loss_key,
+        train=False,
+    )
+    valid = batch.valid.astype(jnp.float32)
+    error = (sampled - batch.actions) * valid[:, None, None]
     return {
         "squared_error": jnp.sum(jnp.square(error), axis=0).mean(axis=0),
         "absolute_error": jnp.sum(jnp.abs(error), axis=0).mean(axis=0),
@@ -124,35 +126,26 @@ def validation_step(
     }
 
 
-def add_noise(config: TrainConfig, inputs: Batch, key: jax.Array) -> Batch:
+def hide_sensors(config: TrainConfig, observation: Observation, key: jax.Array) -> Observation:
+    """Takes the sensor from the configured share of the samples, so that the policy learns to act without."""
+    has_sensor = observation.has_sensor
+    if has_sensor is None:
+        return observation
+    hidden = jax.random.bernoulli(key, config.sensor_dropout, has_sensor.shape)
+    return observation.replace(has_sensor=has_sensor & ~hidden)
+
+
+def add_noise(config: TrainConfig, observation: Observation, key: jax.Array) -> Observation:
     """Adds the configured Gaussian noise to normalised windows and features.
 
     A network trained on few episodes could otherwise tell them apart by their speckle. A window's noise is drawn
     once per channel, as speckle stays while the needle stands: noise drawn per row would average out.
     """
     sensor_key, feature_key = jax.random.split(key)
-    sensor, features = inputs["sensor"], inputs["vl"]
-    if config.sensor_noise:
+    sensor, features = observation.sensor, observation.vl
+    if config.sensor_noise and sensor is not None:
         per_channel = (sensor.shape[0], 1, sensor.shape[2])
         sensor = sensor + config.sensor_noise * jax.random.normal(sensor_key, per_channel)
     if config.feature_noise:
         features = features + config.feature_noise * jax.random.normal(feature_key, features.shape)
-    return {**inputs, "sensor": sensor, "vl": features}
-
-
-def normalise_inputs(normaliser: Normaliser, batch: Batch) -> Batch:
-    """Returns what the policy may see of a batch, in network units."""
-    return {
-        "vl": normaliser.normalise_features(batch["vl"], batch["vl_mask"]),
-        "vl_mask": batch["vl_mask"],
-        "sensor": normaliser.normalise_sensor(batch["sensor"]),
-        "has_sensor": batch["has_sensor"],
-    }
-
-
-def past_chunk(config: TrainConfig, normaliser: Normaliser, batch: Batch) -> Batch:
-    """Returns the chunk that a policy anchored on the past starts from: the last action, repeated; else nothing."""
-    if config.policy.z_chunk != "previous":
-        return {}
-    previous = normaliser.normalise_actions(batch["previous_action"])
-    return {"z_chunk": jnp.repeat(previous[:, None], config.policy.horizon, axis=1)}
+    return observation.replace(sensor=sensor, vl=features)

@@ -6,26 +6,24 @@ from typing import Any
 import jax
 import numpy as np
 
-from vla_jax.training.checkpoint import VALIDATION
+from vla_jax.contracts.metric_names import LIVE_VALIDATION, VALIDATION
+from vla_jax.contracts.observation import Batch
 from vla_jax.training.config import TrainConfig
 from vla_jax.training.state import TrainState
 
-# Metrics of the weights without averaging.
-LIVE_VALIDATION = "validation_live"
-
 
 def validation_metrics(
-    evaluate: Callable[[Any, Any, Mapping[str, jax.Array], int], Mapping[str, jax.Array]],
+    evaluate: Callable[[Any, Any, Batch, int], Mapping[str, jax.Array]],
     config: TrainConfig,
     state: TrainState,
-    batches: Iterable[Mapping[str, jax.Array]],
+    batches: Iterable[Batch],
 ) -> dict[str, float]:
     """Returns losses and sampled action errors over the held-out batches; {} without any.
 
     evaluate: (parameters, statistics, batch, its number) → the sums of `validation_step`, on the devices.
 
     "validation/…" are of the averaged weights, "validation_live/…" of the others; without averaging there is only
-    "validation/…". action_mse and action_mae are over all action dimensions, in mm and degrees.
+    "validation/…". action_mse and action_mae are over all action dimensions, in recorded units.
     """
     weights = {VALIDATION: state.params}
     if config.ema_decay > 0:

@@ -32,9 +32,9 @@ def test_the_reference_pattern_reads_the_samples_that_we_pack(workspace):
     assert len(theirs) == len(ticks) > 20
     for index in range(len(ticks)):
         sample = theirs[index]
-        np.testing.assert_array_equal(sample["actions"], ours["actions"][index])
-        np.testing.assert_array_equal(sample["vl"], ours["vl"][index])
-        assert sample["sensor"].shape == ours["sensor"][index].shape == (65, 1026)
+        np.testing.assert_array_equal(sample["actions"], ours.actions[index])
+        np.testing.assert_array_equal(sample["vl"], ours.observation.vl[index])
+        assert sample["sensor"].shape == ours.observation.sensor[index].shape == (65, 1026)
     # The newest recorded window is seldom the one that ends at the tick, but all its rows are from the stream.
     rows = {row.tobytes() for row in np.asarray(dataset.sensor, np.float32)}
     assert all(row.tobytes() in rows for row in theirs[5]["sensor"].numpy())

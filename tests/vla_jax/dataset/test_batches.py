@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from feature_cache.store import ShardWriter
 from tests.vla_jax.recordings.recorded_episodes import write_data_set, write_windows_episode
 from vla_jax.contracts.provenance import Provenance
-from vla_jax.dataset.batches import BatchLoader, ProcessShare, SampleOrder, sequential_batches
+from vla_jax.dataset.batches import BatchLoader, ProcessShare, SampleOrder, make_batch, sequential_batches
 from vla_jax.dataset.feature_table import FeatureTable, record_keys
 from vla_jax.dataset.preparation import PrepareOptions, prepare
 from vla_jax.errors import UserError
@@ -127,7 +127,7 @@ def test_samples_without_features_are_left_out_when_allowed(dataset, partial):
         np.testing.assert_array_equal(partial.sample_ticks(split), kept)
         if not len(kept):
             continue
-        shown = [batch["tick"][batch["valid"]] for batch in sequential_batches(dataset, partial, split, 8)]
+        shown = [batch.tick[batch.valid] for batch in sequential_batches(dataset, partial, split, 8)]
         np.testing.assert_array_equal(np.concatenate(shown), kept)
         order = loader(dataset, partial, split=split, batch_size=1).order
         np.testing.assert_array_equal(np.sort(order.at(np.arange(len(kept)))), kept)
@@ -191,28 +191,43 @@ def loader(dataset, table, **options):
 def test_batches_have_the_contract_s_shapes(dataset, table):
     with iter(loader(dataset, table)) as batches:
         batch = next(batches)
-    assert {name: (value.shape, str(value.dtype)) for name, value in batch.items()} == {
+    observation = batch.observation
+    arrays = {name: getattr(observation, name) for name in ("vl", "vl_mask", "sensor", "has_sensor")}
+    arrays |= {name: getattr(batch, name) for name in ("actions", "confidence", "tick", "valid")}
+    arrays["previous_chunk"] = observation.previous_chunk
+    assert {name: (value.shape, str(value.dtype)) for name, value in arrays.items()} == {
         "vl": ((8, 9, WIDTH), "float16"),
         "vl_mask": ((8, 9), "bool"),
         "sensor": ((8, 65, 1026), "float16"),
         "has_sensor": ((8,), "bool"),
         "actions": ((8, 8, 7), "float32"),
-        "previous_action": ((8, 7), "float32"),
+        "previous_chunk": ((8, 8, 7), "float32"),
         "confidence": ((8,), "float32"),
         "tick": ((8,), "int64"),
         "valid": ((8,), "bool"),
     }
-    np.testing.assert_array_equal(batch["actions"], dataset.actions(batch["tick"]))
+    np.testing.assert_array_equal(batch.actions, dataset.actions(batch.tick))
     np.testing.assert_array_equal(
-        batch["vl"][:, -1, 0] // 1, dataset.record_index(batch["tick"]).astype(np.float16)
+        observation.vl[:, -1, 0] // 1, dataset.record_index(batch.tick).astype(np.float16)
     )
+    previous = dataset.previous_action(batch.tick)
+    np.testing.assert_array_equal(observation.previous_chunk, previous[:, None].repeat(8, axis=1))
+
+
+def test_what_is_resident_is_named_by_its_rows(dataset, table):
+    ticks = dataset.sample_ticks("train")[:8]
+    batch = make_batch(dataset, table, ticks, resident=("vl", "sensor"))
+    assert batch.observation.vl is batch.observation.vl_mask is batch.observation.sensor is None
+    np.testing.assert_array_equal(batch.observation.has_sensor, dataset.has_sensor(ticks))
+    np.testing.assert_array_equal(table.records[batch.resident.vl], dataset.record_index(ticks))
+    np.testing.assert_array_equal(batch.resident.sensor, dataset.sensor_rows(ticks))
 
 
 def test_an_epoch_shows_every_sample_once_and_epochs_differ(dataset, table):
     ticks = dataset.sample_ticks("train")
     source = loader(dataset, table, batch_size=1)
     epochs = [
-        np.concatenate([source.batch(e * len(ticks) + i)["tick"] for i in range(len(ticks))]) for e in (0, 1)
+        np.concatenate([source.batch(e * len(ticks) + i).tick for i in range(len(ticks))]) for e in (0, 1)
     ]
     for epoch in epochs:
         np.testing.assert_array_equal(np.sort(epoch), ticks)
@@ -226,16 +241,16 @@ def test_position_is_restored_exactly(dataset, table, num_threads):
         for _ in range(5):
             next(batches)
         state = batches.get_state()
-        expected = [next(batches)["tick"] for _ in range(4)]
+        expected = [next(batches).tick for _ in range(4)]
     with iter(loader(dataset, table)) as batches:
         batches.set_state(state)
-        np.testing.assert_array_equal([next(batches)["tick"] for _ in range(4)], expected)
+        np.testing.assert_array_equal([next(batches).tick for _ in range(4)], expected)
         assert batches.get_state()["next_sample"] == 9 * 8
 
 
 def test_processes_share_a_batch(dataset, table):
-    whole = loader(dataset, table).batch(7)["tick"]
-    shares = [loader(dataset, table, share=ProcessShare(i, 2)).batch(7)["tick"] for i in range(2)]
+    whole = loader(dataset, table).batch(7).tick
+    shares = [loader(dataset, table, share=ProcessShare(i, 2)).batch(7).tick for i in range(2)]
     np.testing.assert_array_equal(np.concatenate(shares), whole)
     with pytest.raises(UserError, match="does not divide"):
         loader(dataset, table, share=ProcessShare(0, 3))
@@ -266,8 +281,8 @@ def test_a_changed_order_is_told(dataset, table, caplog):
 def test_sequential_batches_show_all_samples_once(dataset, table, batch_size):
     ticks = dataset.sample_ticks("all")
     found = list(sequential_batches(dataset, table, "all", batch_size))
-    assert all(len(batch["tick"]) == len(batch["valid"]) == batch_size for batch in found)
-    np.testing.assert_array_equal(np.concatenate([b["tick"][b["valid"]] for b in found]), ticks)
+    assert all(len(batch.tick) == len(batch.valid) == batch_size for batch in found)
+    np.testing.assert_array_equal(np.concatenate([b.tick[b.valid] for b in found]), ticks)
 
 
 def test_processes_share_sequential_batches(dataset, table):
@@ -275,7 +290,9 @@ def test_processes_share_sequential_batches(dataset, table):
     shares = [list(sequential_batches(dataset, table, "all", 6, share=ProcessShare(i, 2))) for i in range(2)]
     for batch, first, second in zip(whole, *shares, strict=True):
         for name in ("tick", "valid"):
-            np.testing.assert_array_equal(np.concatenate([first[name], second[name]]), batch[name])
+            np.testing.assert_array_equal(
+                np.concatenate([getattr(first, name), getattr(second, name)]), getattr(batch, name)
+            )
 
 
 def test_source_weights_mix(dataset, table):

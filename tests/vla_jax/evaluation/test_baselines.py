@@ -1,5 +1,6 @@
 import numpy as np
 
+from vla_jax.contracts.specs import LAB_ACTIONS
 from vla_jax.evaluation.baselines import baseline_predictions
 from vla_jax.evaluation.metrics import action_metrics
 
@@ -20,6 +21,6 @@ def test_zero_baseline_misses_the_gripper_and_motion_mse_says_so():
     target = np.zeros((4, 8, 7), np.float32)
     target[..., 6] = 1.0
     zero = baseline_predictions(np.zeros(7), target[:, 0], 8)["zero"]
-    metrics = action_metrics(zero, target)
+    metrics = action_metrics(zero, target, LAB_ACTIONS)
     assert metrics["overall_mse"] == 1 / 7
     assert metrics["motion_mse"] == 0.0

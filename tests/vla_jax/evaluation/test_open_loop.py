@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from tests.vla_jax.evaluation.workspace import make_workspace, policy_config, save_run
+from vla_jax.contracts.specs import LAB_ACTIONS
 from vla_jax.errors import UserError
 from vla_jax.evaluation import open_loop
 from vla_jax.evaluation.baselines import baseline_predictions
@@ -78,7 +79,7 @@ def test_noise_of_a_sample_depends_on_seed_and_tick_alone(diffusion, workspace):
 
 
 def test_the_policy_never_sees_the_future(policy, workspace, monkeypatch):
-    """What enters `predict` is the same whatever actions follow the tick."""
+    """What enters `infer` is the same whatever actions follow the tick."""
     dataset, features = workspace.dataset, workspace.features
     seen = predict_split(policy, dataset, features, "val", batch_size=16)
     actions = dataset.actions
@@ -89,25 +90,15 @@ def test_the_policy_never_sees_the_future(policy, workspace, monkeypatch):
 
 
 class AnchoredPolicy:
-    """Returns its anchor, and keeps what it was given."""
+    """Returns its anchor."""
 
-    def __init__(self, config):
-        self.config = config
-        self.given = []
-
-    def predict(self, vl, vl_mask, sensor, has_sensor, key, z_chunk):
-        self.given.append(z_chunk)
-        return np.zeros((len(vl), 8, 7), np.float32) if z_chunk is None else z_chunk
+    def infer(self, observation, key):
+        return observation.previous_chunk
 
 
-@pytest.mark.parametrize("kind", ["zero", "target", "previous"])
-def test_the_anchor_is_zero_or_past(kind, workspace):
+def test_the_anchor_is_past(workspace):
     dataset = workspace.dataset
-    policy = AnchoredPolicy(policy_config(workspace, z_chunk=kind))
-    predictions = predict_split(policy, dataset, workspace.features, "all", batch_size=16)
-    if kind != "previous":
-        assert all(given is None for given in policy.given)
-        return
+    predictions = predict_split(AnchoredPolicy(), dataset, workspace.features, "all", batch_size=16)
     is_first = np.isin(predictions.tick, [entry.tick_start for entry in dataset.episodes])
     before = np.where(is_first[:, None], 0, dataset.ticks.delta[np.maximum(predictions.tick - 1, 0)])
     np.testing.assert_array_equal(predictions.predicted, np.repeat(before[:, None], 8, axis=1))
@@ -133,7 +124,7 @@ def test_judgement_of_baselines_and_segments(workspace, judged):
     baselines = baseline_predictions(dataset.statistics["actions"].mean, predictions.previous_action, 8)
     assert set(metrics["baselines"]) == {"zero", "mean", "previous"}
     for name, predicted in baselines.items():
-        expected = action_metrics(predicted, predictions.target)
+        expected = action_metrics(predicted, predictions.target, LAB_ACTIONS)
         for key in ("overall_mse", "overall_mae", "motion_mse", "mse_per_dim"):
             assert metrics["baselines"][name][key] == expected[key]
         factor = metrics["factors"][name]["overall_mse"]
@@ -141,10 +132,10 @@ def test_judgement_of_baselines_and_segments(workspace, judged):
     assert list(metrics["segments"]) == ["align", "near_target"]
     mask = dataset.segment_mask("near_target", predictions.tick)
     assert 0 < mask.sum() < len(mask)
-    expected = action_metrics(predictions.predicted[mask], predictions.target[mask])
+    expected = action_metrics(predictions.predicted[mask], predictions.target[mask], LAB_ACTIONS)
     assert metrics["segments"]["near_target"]["all"] == expected
     with_sensor = mask & predictions.has_sensor
-    expected = action_metrics(baselines["zero"][with_sensor], predictions.target[with_sensor])
+    expected = action_metrics(baselines["zero"][with_sensor], predictions.target[with_sensor], LAB_ACTIONS)
     assert metrics["baselines"]["zero"]["segments"]["near_target"]["with_sensor"] == expected
     drift = [entry["episode"] for entry in metrics["drift"]["episodes"]]
     assert drift == [entry.name for entry in dataset.episodes]

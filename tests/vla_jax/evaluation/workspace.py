@@ -14,17 +14,18 @@ from vla_jax.contracts.provenance import Provenance
 from vla_jax.dataset.feature_table import FeatureTable, record_keys
 from vla_jax.dataset.packed_dataset import PackedDataset
 from vla_jax.dataset.preparation import PrepareOptions, prepare
-from vla_jax.models.config import (
-    DiffusionConfig,
-    ExpertConfig,
-    FusionConfig,
-    PolicyConfig,
-    SensorEncoderConfig,
-)
-from vla_jax.policy.network import PolicyNetwork
-from vla_jax.training.checkpoint import RunIdentity, save_policy
+from vla_jax.heads.diffusion import DiffusionConfig
+from vla_jax.heads.regression import RegressionConfig
+from vla_jax.models.config import FusionConfig, SensorEncoderConfig
+from vla_jax.policy.artifact import save_policy
+from vla_jax.policy.config import PolicyConfig
+from vla_jax.policy.metadata import PolicyMetadata, RunIdentity
+from vla_jax.policy.network import abstract_network
+from vla_jax.training.checkpoint import CheckpointWriter
 from vla_jax.training.config import TrainConfig
 from vla_jax.training.loop import fit_normaliser
+from vla_jax.training.optimizer import make_optimizer
+from vla_jax.training.state import make_state
 
 WIDTH = 6
 PROVENANCE = Provenance(
@@ -34,6 +35,12 @@ PROVENANCE = Provenance(
     processor={"size": {"height": 28, "width": 28}},
     chat_template="c" * 64,
 )
+HEADS = {
+    "regression": RegressionConfig(hidden_dim=8, num_layers=1, num_heads=2),
+    "diffusion": DiffusionConfig(
+        hidden_dim=8, num_layers=1, num_heads=2, time_embedding_dim=8, steps=8, ddim_steps=2
+    ),
+}
 SEGMENTS = [
     {"name": "align", "start": START, "end": START + 0.8},
     {"name": "near_target", "start": START + 1.2, "end": START + 1.6},
@@ -75,34 +82,56 @@ def export_features(dataset, cache, provenance, *, width=WIDTH):
     writer.flush()
 
 
-def policy_config(workspace, model_type="regression", fusion="concat", **overrides):
+def policy_config(workspace, head="regression", fusion="concat", **overrides):
     values = {
+        "head": HEADS[head],
         "vl_dim": workspace.features.width,
         "vl_slots": workspace.features.num_slots,
         "sensor": SensorEncoderConfig(hidden_dim=4, output_dim=8, num_conv_layers=1, use_transformer=False),
         "fusion": FusionConfig(strategy=fusion, vl_pool_heads=2, num_heads=2),
-        "expert": ExpertConfig(hidden_dim=8, num_layers=1, num_heads=2, time_embedding_dim=8),
-        "diffusion": DiffusionConfig(steps=8, ddim_steps=2),
     }
-    return PolicyConfig(model_type=model_type, **(values | overrides))
+    return PolicyConfig(**(values | overrides)).fitted(workspace.dataset.spec)
 
 
-def save_run(workspace, run, policy=None, *, identity=None, seed=0):
+def save_run(workspace, run, policy=None, *, seed=0):
     """Writes a checkpoint of a network with random weights."""
     config = TrainConfig(policy=policy or policy_config(workspace))
-    abstract = nnx.eval_shape(lambda: PolicyNetwork(config.policy, rngs=nnx.Rngs(0)))
-    structure, params, statistics = nnx.split(abstract, nnx.Param, ...)
+    structure, params, statistics = nnx.split(abstract_network(config.policy), nnx.Param, ...)
     rng = np.random.default_rng(seed)
     params = jax.tree.map(lambda leaf: jnp.asarray(0.3 * rng.normal(size=leaf.shape), leaf.dtype), params)
     statistics = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), statistics)
-    trained_on = RunIdentity(features=workspace.features.provenance, data=workspace.dataset.describe())
+    metadata = PolicyMetadata(
+        network=config.policy,
+        data=workspace.dataset.spec,
+        features=workspace.features.spec,
+        normalisation=config.normalisation,
+        identity=RunIdentity(features=workspace.features.provenance, data=workspace.dataset.describe()),
+    )
     save_policy(
         run,
         nnx.merge(structure, params, statistics),
+        fit_normaliser(config, workspace.dataset, workspace.features),
+        metadata,
+    )
+    return run
+
+
+def save_training(workspace, run, config):
+    """Writes a checkpoint of a training run before its first update."""
+    optimizer = make_optimizer(config.optimizer, config.steps)
+    writer = CheckpointWriter(run)
+    writer.save(
+        make_state(config, optimizer, jax.random.key(0)),
+        step=0,
         config=config,
         normaliser=fit_normaliser(config, workspace.dataset, workspace.features),
-        identity=identity or trained_on,
+        data=workspace.dataset.spec,
+        features=workspace.features.spec,
+        identity=RunIdentity(features=workspace.features.provenance, data=workspace.dataset.describe()),
+        data_position={"next_sample": 0},
+        metrics={},
     )
+    writer.close()
     return run
 
 

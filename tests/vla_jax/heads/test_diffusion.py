@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from tests.vla_jax import recorded
+from vla_jax.heads.head_config import Sampling
 
 ATOL = {5: 3e-5, 10: 3e-5, 20: 3e-5, 100: 1e-4}
 
@@ -17,8 +18,9 @@ def test_noise_and_samples_equal_the_reference(case):
 
     @recorded.quick_jit
     def predict_noise(vl):
+        condition = network.condition(vl, features)
         rows = [
-            network.predict_noise(jnp.asarray(given["x"]), t, vl, features)
+            network.expert.predict_noise(jnp.asarray(given["x"]), t, condition)
             for t in jnp.asarray(given["eps_t"])
         ]
         return jnp.stack(rows)
@@ -31,7 +33,11 @@ def test_noise_and_samples_equal_the_reference(case):
 
     @recorded.quick_jit
     def ddim(vl):
-        return {steps: network.denoise(start, vl, both, sampler="ddim", steps=steps) for steps in ATOL}
+        condition = network.condition(vl, both)
+        return {
+            steps: network.expert.denoise(start, condition, sampling=Sampling("ddim", steps))
+            for steps in ATOL
+        }
 
     for tokens in ("s1", "s5"):
         noise = predict_noise(given[f"vl_tokens_{tokens}"])
@@ -40,8 +46,11 @@ def test_noise_and_samples_equal_the_reference(case):
         np.testing.assert_allclose(sample[:2], expected[f"ddim{steps}_s1"], atol=ATOL[steps])
         np.testing.assert_allclose(sample[2:], expected[f"ddim{steps}_s5"], atol=ATOL[steps])
 
+    ddpm = network.config.head.sampling("ddpm")
     sample = recorded.quick_jit(
-        lambda vl: network.denoise(given["ddpm_x_T"], vl, features, sampler="ddpm", noise=given["ddpm_noise"])
+        lambda vl: network.expert.denoise(
+            given["ddpm_x_T"], network.condition(vl, features), sampling=ddpm, noise=given["ddpm_noise"]
+        )
     )(given["vl_tokens_s5"])
     # Unclipped chains of untrained networks reach 2e4.
     bound = 1e-5 if case == "trained_concat" else 1e-5 * np.abs(expected["ddpm_s5"]).max()

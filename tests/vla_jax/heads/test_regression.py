@@ -11,7 +11,9 @@ def test_actions_equal_the_reference(fusion):
     record = recorded.load(f"regression_expert_{fusion}")
     network = recorded.expert_policy("regression", record)
     features = record.inputs["sensor_features"]
-    decode = recorded.quick_jit(lambda vl, z_chunk: network.decode(vl, z_chunk, features))
+    decode = recorded.quick_jit(
+        lambda vl, z_chunk: network.expert.decode(network.condition(vl, features), z_chunk)
+    )
     for tokens in ("s1", "s5"):
         for chunk in ("zero", "rand"):
             z_chunk = record.inputs[f"z_chunk_{chunk}"]

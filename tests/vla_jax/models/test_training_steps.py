@@ -38,10 +38,11 @@ def predict_and_target(network: PolicyNetwork, given):
     if network.config.uses_sensor:
         features = network.encode_sensor(given["sensor_data"], given["has_sensor_mask"], train=True)
     actions = given["gt_actions"]
-    if network.config.model_type == "regression":
-        return network.decode(given["vl_tokens"], given["z_chunk"], features)[0], actions
-    x_t = add_noise(network.schedule, actions, given["t"], given["noise"])
-    return network.predict_noise(x_t, given["t"], given["vl_tokens"], features), given["noise"]
+    condition = network.condition(given["vl_tokens"], features)
+    if network.config.head.kind == "regression":
+        return network.expert.decode(condition, given["z_chunk"])[0], actions
+    x_t = add_noise(network.expert.schedule, actions, given["t"], given["noise"])
+    return network.expert.predict_noise(x_t, given["t"], condition), given["noise"]
 
 
 @pytest.mark.parametrize("case", CASES)

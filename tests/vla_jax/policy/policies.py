@@ -1,5 +1,6 @@
 """Tiny policies with random weights, without a checkpoint."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -7,25 +8,29 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from vla_jax.models.config import (
-    DiffusionConfig,
-    ExpertConfig,
-    FusionConfig,
-    PolicyConfig,
-    SensorEncoderConfig,
-)
+from vla_jax.contracts.specs import LAB_ACTIONS, DataSpec, FeatureSpec, SensorSpec
+from vla_jax.heads.diffusion import DiffusionConfig
+from vla_jax.heads.regression import RegressionConfig
+from vla_jax.models.config import FusionConfig, SensorEncoderConfig
+from vla_jax.policy.artifact import PolicyArtifact
+from vla_jax.policy.config import PolicyConfig
 from vla_jax.policy.insertion_policy import InsertionPolicy
-from vla_jax.policy.network import PolicyNetwork
-from vla_jax.preprocessing.normaliser import Normaliser
-from vla_jax.training.checkpoint import LoadedPolicy, RunIdentity
-from vla_jax.training.config import TrainConfig
+from vla_jax.policy.metadata import PolicyMetadata
+from vla_jax.policy.network import abstract_network
+from vla_jax.preprocessing.normaliser import NormalisationConfig, Normaliser
 
 SLOTS, WIDTH, ROWS, CHANNELS = 3, 8, 13, 5
+DATA = DataSpec(LAB_ACTIONS, views=("View1",), sensor=SensorSpec(CHANNELS, ROWS))
+SIZES = {"hidden_dim": 16, "num_layers": 1, "num_heads": 2}
+HEADS = {
+    "regression": RegressionConfig(**SIZES),
+    "diffusion": DiffusionConfig(**SIZES, time_embedding_dim=8, steps=10, ddim_steps=3),
+}
 
 
-def policy_config(model_type="regression", fusion="concat", **overrides):
+def policy_config(head="regression", fusion="concat", *, z_chunk=None, **overrides):
     return PolicyConfig(
-        model_type=model_type,
+        head=HEADS[head] if z_chunk is None else replace(HEADS[head], z_chunk=z_chunk),
         vl_dim=WIDTH,
         vl_slots=SLOTS,
         sensor=SensorEncoderConfig(
@@ -37,23 +42,20 @@ def policy_config(model_type="regression", fusion="concat", **overrides):
             use_transformer=False,
         ),
         fusion=FusionConfig(strategy=fusion, vl_pool_heads=2, num_heads=2),
-        expert=ExpertConfig(hidden_dim=16, num_layers=1, num_heads=2, time_embedding_dim=8),
-        diffusion=DiffusionConfig(steps=10, ddim_steps=3),
         **overrides,
     )  # fmt: skip
 
 
 def make_network(config, seed):
     """A network with random weights from NumPy: nothing is compiled, and no gain or variance is at its default."""
-    abstract = nnx.eval_shape(lambda: PolicyNetwork(config, rngs=nnx.Rngs(0)))
-    structure, params, statistics = nnx.split(abstract, nnx.Param, ...)
+    structure, params, statistics = nnx.split(abstract_network(config), nnx.Param, ...)
     rng = np.random.default_rng(seed)
     params = jax.tree.map(lambda leaf: jnp.asarray(0.3 * rng.normal(size=leaf.shape), leaf.dtype), params)
     statistics = jax.tree.map(lambda leaf: jnp.asarray(rng.uniform(1, 2, leaf.shape), leaf.dtype), statistics)
     return nnx.merge(structure, params, statistics)
 
 
-def loaded_policy(config, *, seed=0, per_slot=True):
+def loaded_policy(config, *, seed=0, per_slot=True, data=DATA):
     rng = np.random.default_rng(seed)
     slots = config.vl_slots if per_slot else 1
     normaliser = Normaliser(
@@ -65,22 +67,21 @@ def loaded_policy(config, *, seed=0, per_slot=True):
         feature_offset=jnp.asarray(rng.normal(size=(slots, config.vl_dim)), jnp.float32),
         feature_scale=jnp.full((slots, config.vl_dim), 1.5, jnp.float32),
     )
-    return LoadedPolicy(
-        network=make_network(config, seed),
-        normaliser=normaliser,
-        config=TrainConfig(policy=config),
-        identity=RunIdentity(features={}, data={"meta": {"sensor_window_size": ROWS}}),
+    metadata = PolicyMetadata(
+        network=config,
+        data=data,
+        features=FeatureSpec(config.vl_slots, config.vl_dim),
+        normalisation=NormalisationConfig(),
         step=7,
-        path=Path("run/checkpoints/7"),
-        metrics={},
     )
+    return PolicyArtifact(make_network(config, seed), normaliser, metadata, Path("run/checkpoints/7"))
 
 
 def tiny_policy(
-    model_type="regression", fusion="concat", *, sampler=None, steps=None, per_slot=True, **overrides
+    head="regression", fusion="concat", *, sampler=None, steps=None, per_slot=True, data=DATA, **overrides
 ):
-    config = policy_config(model_type, fusion, **overrides)
-    return InsertionPolicy(loaded_policy(config, per_slot=per_slot), sampler=sampler, steps=steps)
+    config = policy_config(head, fusion, **overrides)
+    return InsertionPolicy(loaded_policy(config, per_slot=per_slot, data=data), sampler=sampler, steps=steps)
 
 
 def observations(batch, seed=1):

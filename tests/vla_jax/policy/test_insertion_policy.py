@@ -1,9 +1,12 @@
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.vla_jax.policy.policies import CHANNELS, ROWS, SLOTS, WIDTH, observations, tiny_policy
+from tests.vla_jax.policy.policies import CHANNELS, DATA, ROWS, SLOTS, WIDTH, observations, tiny_policy
+from vla_jax.contracts.observation import Observation
 from vla_jax.errors import UserError
 from vla_jax.policy.insertion_policy import InsertionPolicy
 from vla_jax.policy.network import PolicyNetwork
@@ -28,7 +31,7 @@ def test_regression_is_the_network_between_normalisation_and_its_inverse(regress
     def sample(vl, vl_mask, sensor, has_sensor):
         features = normaliser.normalise_features(vl, vl_mask)
         windows = normaliser.normalise_sensor(sensor)
-        return network.sample(features, vl_mask, windows, has_sensor, key=None)
+        return network.sample(Observation(features, vl_mask, windows, has_sensor))
 
     scale, offset = np.asarray(normaliser.action_scale), np.asarray(normaliser.action_offset)
     expected = np.asarray(sample(**inputs)) * scale + offset
@@ -76,9 +79,9 @@ def test_compiles_once_per_batch_size(monkeypatch):
     traces = []
     original = PolicyNetwork.sample
 
-    def counted(self, vl, *args, **kwargs):
-        traces.append(vl.shape)
-        return original(self, vl, *args, **kwargs)
+    def counted(self, observation, **kwargs):
+        traces.append(observation.vl.shape)
+        return original(self, observation, **kwargs)
 
     monkeypatch.setattr(PolicyNetwork, "sample", counted)
     policy = tiny_policy("regression")
@@ -219,7 +222,7 @@ def test_samplers_and_steps(diffusion):
 
 
 @pytest.mark.parametrize(
-    ("model_type", "options", "message"),
+    ("head", "options", "message"),
     [
         ("regression", {"steps": 4}, "no sampler"),
         ("regression", {"sampler": "ddim"}, "no sampler"),
@@ -228,9 +231,9 @@ def test_samplers_and_steps(diffusion):
         ("diffusion", {"steps": 11}, "between 1 and the 10"),
     ],
 )
-def test_samplers_that_do_not_fit(model_type, options, message):
+def test_samplers_that_do_not_fit(head, options, message):
     with pytest.raises(UserError, match=message):
-        tiny_policy(model_type, **options)
+        tiny_policy(head, **options)
 
 
 def test_missing_checkpoint_is_a_users_mistake(tmp_path):
@@ -240,8 +243,38 @@ def test_missing_checkpoint_is_a_users_mistake(tmp_path):
         InsertionPolicy.from_checkpoint(tmp_path)
 
 
-def test_example_inputs_fit(regression):
-    inputs = regression.example_inputs(3)
-    assert inputs["vl"].shape == (3, SLOTS, WIDTH)
-    assert inputs["sensor"].shape == (3, ROWS, CHANNELS)
-    regression.predict(**inputs)
+def test_examples_fit(regression):
+    example = regression.example(3)
+    assert example.vl.shape == (3, SLOTS, WIDTH)
+    assert example.sensor.shape == (3, ROWS, CHANNELS)
+    regression.infer(example)
+
+
+def test_an_observation_gives_what_its_parts_give(regression):
+    inputs = observations(3)
+    chunk = np.full((3, 8, 7), np.nan, np.float32)  # not read
+    observation = Observation(**inputs, previous_chunk=chunk)
+    np.testing.assert_array_equal(regression.infer(observation), regression.predict(**inputs))
+
+
+@pytest.mark.parametrize("no_sensor_embedding", [True, False], ids=["learned vector", "zeros"])
+def test_a_policy_trained_without_sensor_acts_as_where_it_is_missing(no_sensor_embedding):
+    """Whatever window is given, of whatever shape."""
+    options = {"no_sensor_embedding": no_sensor_embedding}
+    without = tiny_policy(data=replace(DATA, sensor=None), **options)
+    inputs = observations(3)
+    absent = tiny_policy(**options).predict(**{**inputs, "sensor": None})
+    np.testing.assert_allclose(without.predict(**{**inputs, "sensor": None}), absent, atol=1e-6)
+    np.testing.assert_allclose(without.predict(**inputs), absent, atol=1e-6)
+    np.testing.assert_allclose(without.infer(without.example(3)), without.infer(without.example(3)))
+    assert without.sensor_window is None
+
+
+def test_differences_name_everything_that_does_not_fit(regression):
+    data, features = regression.data, regression.features
+    assert regression.differences(data, features) == []
+    other = replace(data, views=("View2",), sensor=replace(data.sensor, window=7), alignment="index")
+    faults = regression.differences(other, replace(features, width=9))
+    assert [fault.split(" is ")[0] for fault in faults] == ["views", "sensor window", "feature width"]
+    blind = tiny_policy(fusion="none")
+    assert blind.differences(replace(data, sensor=replace(data.sensor, window=7)), features) == []

@@ -9,10 +9,10 @@ class CountingPolicy:
     def __init__(self):
         self.calls = 0
 
-    def example_inputs(self, batch_size):
-        return {"batch": batch_size}
+    def example(self, batch_size):
+        return batch_size
 
-    def predict(self, batch):
+    def infer(self, observation):
         self.calls += 1
 
 

@@ -12,13 +12,25 @@ import pytest
 from flax import nnx
 
 from tests.vla_jax.recorded import FUSIONS, quick_jit
-from vla_jax.models.config import ExpertConfig, FusionConfig, PolicyConfig, SensorEncoderConfig
-from vla_jax.policy.network import PolicyNetwork
+from vla_jax.contracts.observation import Observation
+from vla_jax.heads.diffusion import DiffusionConfig
+from vla_jax.heads.head_config import Sampling, head_config
+from vla_jax.heads.regression import RegressionConfig
+from vla_jax.models.config import FusionConfig, SensorEncoderConfig
+from vla_jax.policy.config import PolicyConfig
+from vla_jax.policy.network import PolicyNetwork, abstract_network
 from vla_jax.policy.precision import with_dtype
 
+SIZES = {"hidden_dim": 8, "num_layers": 1, "num_heads": 2}
+HEADS = {
+    "regression": RegressionConfig(**SIZES),
+    "diffusion": DiffusionConfig(**SIZES, time_embedding_dim=8),
+}
 
-def tiny(model_type="regression", fusion="concat", **overrides) -> PolicyConfig:
+
+def tiny(head="regression", fusion="concat", *, z_chunk=None, **overrides) -> PolicyConfig:
     values = {
+        "head": HEADS[head] if z_chunk is None else replace(HEADS[head], z_chunk=z_chunk),
         "vl_dim": 6,
         "vl_slots": 5,
         "sensor": SensorEncoderConfig(
@@ -26,9 +38,8 @@ def tiny(model_type="regression", fusion="concat", **overrides) -> PolicyConfig:
             num_heads=2,
         ),
         "fusion": FusionConfig(strategy=fusion, vl_pool_heads=2, vl_pool_width=8, num_heads=2),
-        "expert": ExpertConfig(hidden_dim=8, num_layers=1, num_heads=2, time_embedding_dim=8),
     }  # fmt: skip
-    return PolicyConfig(model_type=model_type, **(values | overrides))
+    return PolicyConfig(**(values | overrides))
 
 
 def make(config: PolicyConfig) -> PolicyNetwork:
@@ -42,49 +53,55 @@ def make(config: PolicyConfig) -> PolicyNetwork:
     return network
 
 
-def observe(batch: int = 5) -> dict[str, jax.Array]:
+def observe(batch: int = 5) -> Observation:
     rng = np.random.default_rng(0)
-    return {
-        "vl": jnp.asarray(rng.normal(size=(batch, 5, 6)), jnp.float32),
-        "vl_mask": jnp.asarray(rng.random((batch, 5)) < 0.7).at[:, 0].set(True),
-        "sensor": jnp.asarray(rng.normal(size=(batch, 9, 4)), jnp.float32),
-        "has_sensor": jnp.arange(batch) != 1,
-    }
+    return Observation(
+        vl=jnp.asarray(rng.normal(size=(batch, 5, 6)), jnp.float32),
+        vl_mask=jnp.asarray(rng.random((batch, 5)) < 0.7).at[:, 0].set(True),
+        sensor=jnp.asarray(rng.normal(size=(batch, 9, 4)), jnp.float32),
+        has_sensor=jnp.arange(batch) != 1,
+    )
 
 
 def sampler(config: PolicyConfig):
     """A compiled `sample` that takes the weights as an argument, and a network's weights."""
     graphdef, state = nnx.split(make(config))
-    key = jax.random.key(0)
-    sample = quick_jit(lambda state, given: nnx.merge(graphdef, state).sample(**given, key=key, steps=4))
+    sample = quick_jit(lambda state, given: draw(nnx.merge(graphdef, state), given))
     return lambda given: sample(state, given)
+
+
+def draw(network, given, steps=4):
+    """Samples with a key for each row, and so many steps where the head takes steps."""
+    sampling = None if network.config.head.noise_steps is None else Sampling("ddim", steps)
+    keys = jax.random.split(jax.random.key(0), 16)[: given.batch_size]
+    return network.sample(given, keys=keys, sampling=sampling)
 
 
 CASES = [("regression", fusion) for fusion in FUSIONS] + [("diffusion", "concat")]
 
 
-@pytest.mark.parametrize(("model_type", "fusion"), CASES)
-def test_predictions_do_not_depend_on_the_batch_or_on_padding(model_type, fusion):
-    sample, given = sampler(tiny(model_type, fusion)), observe()
+@pytest.mark.parametrize(("head", "fusion"), CASES)
+def test_predictions_do_not_depend_on_the_batch_or_on_padding(head, fusion):
+    sample, given = sampler(tiny(head, fusion)), observe()
     expected = sample(given)
     assert expected.shape == (5, 8, 7)
-    first = sample({name: array[:3] for name, array in given.items()})
+    first = sample(jax.tree.map(lambda array: array[:3], given))
     np.testing.assert_allclose(first, expected[:3], atol=1e-5)
     # What is absent may hold anything: other tokens, windows that were never recorded.
-    absent = dict(given)
-    absent["vl"] = jnp.where(given["vl_mask"][..., None], given["vl"], 1e3)
-    absent["sensor"] = jnp.where(given["has_sensor"][:, None, None], given["sensor"], jnp.nan)
+    absent = given.replace(
+        vl=jnp.where(given.vl_mask[..., None], given.vl, 1e3),
+        sensor=jnp.where(given.has_sensor[:, None, None], given.sensor, jnp.nan),
+    )
     np.testing.assert_allclose(sample(absent), expected, atol=1e-5)
     if fusion != "none":
         # In cross_attention the sensor only steers the weights of the tokens, faintly so before training.
-        assert np.abs(sample(given | {"sensor": -given["sensor"]}) - expected)[0].max() > 1e-6
-    assert np.abs(sample(given | {"vl": given["vl"].at[:, 0].add(1.0)}) - expected).max() > 1e-5
+        assert np.abs(sample(given.replace(sensor=-given.sensor)) - expected)[0].max() > 1e-6
+    assert np.abs(sample(given.replace(vl=given.vl.at[:, 0].add(1.0))) - expected).max() > 1e-5
 
 
 def test_tokens_are_told_apart_by_slot_unless_pooled_by_mean():
-    given = observe()
-    given["vl_mask"] = jnp.ones((5, 5), bool)
-    turned = given | {"vl": jnp.roll(given["vl"], 1, axis=1)}
+    given = observe().replace(vl_mask=jnp.ones((5, 5), bool))
+    turned = given.replace(vl=jnp.roll(given.vl, 1, axis=1))
     for fusion in ("none", "cross_attention"):
         sample = sampler(tiny(fusion=fusion))
         assert np.abs(sample(turned) - sample(given)).max() > 1e-4
@@ -119,9 +136,7 @@ def test_without_sensor_fusion_no_encoder_exists():
     assert network.sensor_encoder is None
     assert not any("sensor" in str(path[0]) for path, _ in nnx.to_flat_state(nnx.state(network)))
     given = observe()
-    loss = network.loss(
-        given["vl"], None, None, None, jnp.zeros((5, 8, 7)), key=jax.random.key(0), train=True
-    )
+    loss = network.loss(Observation(given.vl, None), jnp.zeros((5, 8, 7)), key=jax.random.key(0), train=True)
     assert loss.shape == (5,)
 
 
@@ -141,22 +156,22 @@ def test_missing_sensors_stay_out_of_the_statistics_and_zeros_are_the_references
         return network
 
     present = jnp.array([0, 2, 3, 4])
-    masked = statistics(tiny(), given["sensor"], given["has_sensor"])
-    alone = statistics(tiny(), given["sensor"][present], jnp.ones(4, bool))
+    masked = statistics(tiny(), given.sensor, given.has_sensor)
+    alone = statistics(tiny(), given.sensor[present], jnp.ones(4, bool))
     for a, b in zip(masked, alone, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
     config = tiny(no_sensor_embedding=False)
     config = replace(config, sensor=replace(config.sensor, masked_statistics=False))
-    zeros = jnp.where(given["has_sensor"][:, None, None], given["sensor"], 0.0)
+    zeros = jnp.where(given.has_sensor[:, None, None], given.sensor, 0.0)
     for a, b in zip(
-        statistics(config, given["sensor"], given["has_sensor"]),
+        statistics(config, given.sensor, given.has_sensor),
         statistics(config, zeros, jnp.ones(5, bool)),
         strict=True,
     ):
         np.testing.assert_allclose(a, b, atol=1e-6)
     # A batch without any sensor changes nothing.
     before = jax.tree.leaves(nnx.state(make(tiny()), nnx.BatchStat))
-    for a, b in zip(statistics(tiny(), given["sensor"], jnp.zeros(5, bool)), before, strict=True):
+    for a, b in zip(statistics(tiny(), given.sensor, jnp.zeros(5, bool)), before, strict=True):
         np.testing.assert_array_equal(a, b)
 
 
@@ -179,24 +194,27 @@ def test_statistics_per_group_are_those_of_the_groups_alone():
 def test_regression_adds_to_the_anchor_that_the_configuration_names():
     given, key = observe(), jax.random.key(0)
     actions = jnp.asarray(np.random.default_rng(1).normal(size=(5, 8, 7)), jnp.float32)
-    inputs = (given["vl"], given["vl_mask"], None, None, actions)
+    seen = Observation(given.vl, given.vl_mask)
     losses = {}
     for anchor in ("zero", "target"):
         network = make(tiny(fusion="none", z_chunk=anchor))
-        losses[anchor] = network.loss(*inputs, key=key, train=False)
-        _, delta = network.decode(given["vl"], actions, None, given["vl_mask"])
+        losses[anchor] = network.loss(seen, actions, key=key, train=False)
+        _, delta = network.expert.decode(network.condition(given.vl, None, given.vl_mask), actions)
         expected = delta if anchor == "target" else delta - actions
         np.testing.assert_allclose(losses[anchor], jnp.square(expected).mean(axis=(1, 2)), rtol=1e-5)
     network = make(tiny(fusion="none", z_chunk="previous"))
     np.testing.assert_allclose(
-        network.loss(*inputs, key=key, train=False, z_chunk=jnp.zeros_like(actions)),
+        network.loss(seen.replace(previous_chunk=jnp.zeros_like(actions)), actions, key=key, train=False),
         losses["zero"],
         rtol=1e-6,
     )
     with pytest.raises(ValueError, match="previous"):
-        network.loss(*inputs, key=key, train=False)
-    with pytest.raises(ValueError, match="belongs to diffusion"):
-        network.predict_noise(actions, jnp.zeros(5, jnp.int32), given["vl"], None)
+        network.loss(seen, actions, key=key, train=False)
+    with pytest.raises(ValueError, match="previous"):
+        network.sample(seen)
+    # What the data give always is no anchor unless the configuration says so.
+    network = make(tiny(fusion="none"))
+    np.testing.assert_array_equal(network.sample(seen.replace(previous_chunk=actions)), network.sample(seen))
 
 
 def test_rematerialisation_changes_no_gradient():
@@ -208,7 +226,7 @@ def test_rematerialisation_changes_no_gradient():
 
         def loss(params):
             network = nnx.merge(graphdef, params, rest, copy=True)
-            return network.loss(**given, actions=actions, key=jax.random.key(0), train=True).mean()
+            return network.loss(given, actions, key=jax.random.key(0), train=True).mean()
 
         return jax.tree.leaves(quick_jit(jax.grad(loss))(params))
 
@@ -224,8 +242,7 @@ def test_bfloat16_computes_about_the_same_and_keeps_float32_parameters():
         leaf.dtype for leaf in jax.tree.leaves(nnx.state(make(replace(config, dtype="bfloat16")), nnx.Param))
     } == {jnp.dtype("float32")}
     graphdef, state = nnx.split(with_dtype(network, "bfloat16"))
-    key = jax.random.key(0)
-    actual = quick_jit(lambda state: nnx.merge(graphdef, state).sample(**given, key=key, steps=4))(state)
+    actual = quick_jit(lambda state: draw(nnx.merge(graphdef, state), given))(state)
     assert actual.dtype == jnp.float32
     np.testing.assert_allclose(actual, expected, atol=0.1)
     assert np.abs(actual - expected).max() > 0
@@ -233,27 +250,30 @@ def test_bfloat16_computes_about_the_same_and_keeps_float32_parameters():
 
 def test_a_thousand_calls_compile_once():
     graphdef, state = nnx.split(make(tiny("diffusion", "none")))
+    sampling = Sampling("ddim", 2)
     sample = quick_jit(
-        lambda state, vl, key: nnx.merge(graphdef, state).sample(vl, None, None, None, key=key, steps=2)
+        lambda state, vl, keys: nnx.merge(graphdef, state).sample(
+            Observation(vl, None), keys=keys, sampling=sampling
+        )
     )
-    vl = observe()["vl"]
+    vl = observe().vl
     for index in range(1000):
-        sample(state, vl, jax.random.key(index))
+        sample(state, vl, jax.random.split(jax.random.key(index), len(vl)))
     assert sample._cache_size() == 1
 
 
-@pytest.mark.parametrize("model_type", ["regression", "diffusion"])
+@pytest.mark.parametrize("head", ["regression", "diffusion"])
 @pytest.mark.parametrize("fusion", FUSIONS)
 @pytest.mark.parametrize("recipe", ["full", "reference", "small"])
-def test_every_configuration_can_be_built(model_type, fusion, recipe):
+def test_every_configuration_can_be_built(head, fusion, recipe):
     config = {
         "full": lambda: PolicyConfig(
-            model_type=model_type, vl_dim=2048, vl_slots=13, fusion=FusionConfig(strategy=fusion)
+            head=head_config(head)(), vl_dim=2048, vl_slots=13, fusion=FusionConfig(strategy=fusion)
         ),
-        "reference": lambda: PolicyConfig.reference(model_type, fusion),
-        "small": lambda: PolicyConfig.small(model_type, vl_dim=64, vl_slots=13, fusion=fusion),
+        "reference": lambda: PolicyConfig.reference(head, fusion),
+        "small": lambda: PolicyConfig.small(head, vl_dim=64, vl_slots=13, fusion=fusion),
     }[recipe]()
-    network = nnx.eval_shape(lambda: PolicyNetwork(config, rngs=nnx.Rngs(0)))
+    network = abstract_network(config)
     count = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(network, nnx.Param)))
     assert (count > 5e7) == (recipe != "small")
 
@@ -264,7 +284,7 @@ def test_predictions_and_gradients_do_not_depend_on_the_number_of_devices():
         os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
         import jax, jax.numpy as jnp, numpy as np
         from flax import nnx
-        from tests.vla_jax.policy.test_network import make, observe, quick_jit, tiny
+        from tests.vla_jax.policy.test_network import draw, make, observe, quick_jit, tiny
 
         assert len(jax.devices()) == 8
         mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
@@ -276,10 +296,10 @@ def test_predictions_and_gradients_do_not_depend_on_the_number_of_devices():
         def work(params, given, actions):
             def loss(params):
                 network = nnx.merge(graphdef, params, rest, copy=True)
-                losses = network.loss(**given, actions=actions, key=key, train=True)
+                losses = network.loss(given, actions, key=key, train=True)
                 return losses.mean(), nnx.state(network, nnx.BatchStat)
             gradient, statistics = jax.grad(loss, has_aux=True)(params)
-            return gradient, statistics, nnx.merge(graphdef, params, rest).sample(**given, key=key, steps=3)
+            return gradient, statistics, draw(nnx.merge(graphdef, params, rest), given, 3)
 
         one = quick_jit(work)(params, given, actions)
         spread = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))

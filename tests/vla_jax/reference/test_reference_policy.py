@@ -9,7 +9,10 @@ torch = pytest.importorskip("torch")
 
 from experiments.benchmarks import torch_heads  # noqa: E402
 from vla_jax.errors import UserError  # noqa: E402
-from vla_jax.models.config import ExpertConfig, FusionConfig, PolicyConfig, SensorEncoderConfig  # noqa: E402
+from vla_jax.heads.diffusion import DiffusionConfig  # noqa: E402
+from vla_jax.heads.regression import RegressionConfig  # noqa: E402
+from vla_jax.models.config import FusionConfig, SensorEncoderConfig  # noqa: E402
+from vla_jax.policy.config import PolicyConfig  # noqa: E402
 from vla_jax.reference.conversion import export_checkpoint, import_checkpoint  # noqa: E402
 from vla_jax.reference.inferred_config import ReferenceOptions  # noqa: E402
 from vla_jax.reference.reference_policy import load_reference  # noqa: E402
@@ -17,9 +20,18 @@ from vla_jax.reference.reference_policy import load_reference  # noqa: E402
 OPTIONS = {"nhead": 4, "sensor_nhead": 4, "sensor_temporal_length": 20, "diffusion_timesteps": 10}
 
 
-def small_config(model_type: str, fusion: str) -> PolicyConfig:
+SIZES = {"hidden_dim": 16, "num_layers": 2, "num_heads": 4}
+HEADS = {
+    "regression": RegressionConfig(**SIZES),
+    "diffusion": DiffusionConfig(
+        **SIZES, horizon_embedding=False, ddim_spacing="leading", ddpm_clip=False, steps=10
+    ),
+}
+
+
+def small_config(head: str, fusion: str) -> PolicyConfig:
     return PolicyConfig(
-        model_type=model_type,
+        head=HEADS[head],
         vl_dim=14,
         sensor=SensorEncoderConfig(
             channels=10,
@@ -32,8 +44,6 @@ def small_config(model_type: str, fusion: str) -> PolicyConfig:
             masked_statistics=False,
         ),
         fusion=FusionConfig(strategy=fusion, vl_pool="mean", num_heads=4),
-        expert=ExpertConfig(hidden_dim=16, num_layers=2, num_heads=4, horizon_embedding=False),
-        diffusion=replace(PolicyConfig.reference().diffusion, steps=10),
         no_sensor_embedding=False,
     )
 
@@ -188,7 +198,7 @@ def test_a_network_the_reference_does_not_know_is_not_exported():
     from vla_jax.reference.weights import reference_weights
 
     config = replace(
-        small_config("diffusion", "none"), expert=ExpertConfig(hidden_dim=8, num_layers=1, num_heads=1)
+        small_config("diffusion", "none"), head=DiffusionConfig(hidden_dim=8, num_layers=1, num_heads=1)
     )
     with pytest.raises(UserError, match=r"horizon_embedding"):
         reference_weights(PolicyNetwork(config, rngs=nnx.Rngs(0)))

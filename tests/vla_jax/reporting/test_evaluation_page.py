@@ -5,6 +5,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+from vla_jax.contracts.specs import LAB_ACTIONS
 from vla_jax.evaluation.metrics import metrics_of_subsets
 from vla_jax.reporting.evaluation_page import factor, report_html
 from vla_jax.reporting.page import ReportFigure, number, table
@@ -51,7 +52,7 @@ def metrics_of(samples=20, segments=True, seed=0):
              "episodes": []}  # fmt: skip
 
     def of(scale):
-        return {**metrics_of_subsets(target * scale, target, has_sensor, masks), "drift": drift}
+        return {**metrics_of_subsets(target * scale, target, has_sensor, masks, LAB_ACTIONS), "drift": drift}
 
     factors = {"overall_mse": 4.0, "motion_mse": 0.5, "overall_mae": 2.0, "first_action_mse": None}
     return {
@@ -70,7 +71,7 @@ def metrics_of(samples=20, segments=True, seed=0):
 
 @pytest.fixture(scope="module")
 def page():
-    return report_html(metrics_of(), [ReportFigure("A <figure>", "what & where", PNG)])
+    return report_html(metrics_of(), [ReportFigure("A <figure>", "what & where", PNG)], LAB_ACTIONS)
 
 
 def test_page_is_well_formed_and_needs_nothing_else(page):
@@ -105,12 +106,12 @@ def test_page_says_what_was_measured(page):
 
 def test_data_without_segments_or_sensor_has_a_report():
     metrics = metrics_of(segments=False)
-    assert "Segments" not in report_html(metrics, [])
+    assert "Segments" not in report_html(metrics, [], LAB_ACTIONS)
     empty = metrics_of()
     for entry in (empty, *empty["baselines"].values()):
         entry["subsets"]["with_sensor"] = {**entry["subsets"]["with_sensor"], "samples": 0, "motion_mse": None,
                                            "overall_mse": None, "overall_mae": None}  # fmt: skip
-    parse(report_html(json.loads(json.dumps(empty)), []))
+    parse(report_html(json.loads(json.dumps(empty)), [], LAB_ACTIONS))
 
 
 @pytest.mark.parametrize(

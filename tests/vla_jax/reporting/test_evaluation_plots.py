@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vla_jax.contracts.specs import LAB_ACTIONS, ActionSpec
 from vla_jax.evaluation.drift import Drift
 from vla_jax.evaluation.metrics import action_metrics
 from vla_jax.reporting.evaluation_plots import (
@@ -36,7 +37,7 @@ def trace(length=30, segments=(("align", 0.0, 1.0), ("hold", 2.0, 9.0))):
 
 @pytest.mark.parametrize("traces", [[trace()], [trace(), trace(12, ()), trace(1)]])
 def test_traces(traces):
-    pixels = picture(trace_figure(traces))
+    pixels = picture(trace_figure(traces, LAB_ACTIONS))
     assert has_colour(pixels, "#2563eb")
     assert has_colour(pixels, "#111827")
 
@@ -44,7 +45,7 @@ def test_traces(traces):
 def test_horizon_draws_the_policy_and_each_baseline():
     rng = np.random.default_rng(0)
     target = rng.normal(size=(10, 8, 7))
-    metrics = {name: action_metrics(target * scale, target) for name, scale in
+    metrics = {name: action_metrics(target * scale, target, LAB_ACTIONS) for name, scale in
                (("policy", 0.9), ("zero", 0.0), ("mean", 0.3), ("previous", 0.6))}  # fmt: skip
     pixels = picture(horizon_figure(metrics))
     for colour in ("#2563eb", "#9ca3af", "#d97706", "#059669"):
@@ -52,20 +53,31 @@ def test_horizon_draws_the_policy_and_each_baseline():
 
 
 def test_drift():
-    drifts = [Drift(i, np.linspace(0, 1 + i, 20 + i), np.linspace(0, 1, 20 + i)) for i in range(3)]
+    drifts = [Drift(i, 20 + i, np.linspace(0, 1 + i, 20 + i), np.linspace(0, 1, 20 + i)) for i in range(3)]
     assert has_colour(picture(drift_figure(drifts, 10.0)), "#111827")
-    picture(drift_figure([Drift(0, np.ones(1), np.zeros(1))], 10.0))
+    picture(drift_figure([Drift(0, 1, np.ones(1), np.zeros(1))], 10.0))
 
 
 def test_scatter_of_many_points_and_of_constant_dimensions():
     rng = np.random.default_rng(0)
     target = rng.normal(size=(900, 8, 7))
     target[..., 5] = 0
-    picture(scatter_figure(target * 0.9, target, [0.99] * 5 + [None, None]))
+    picture(scatter_figure(target * 0.9, target, [0.99] * 5 + [None, None], LAB_ACTIONS))
+
+
+def test_actions_of_another_arm_are_drawn():
+    actions = ActionSpec(("j1", "grip"), ("deg", ""), horizon=8, rate_hz=10.0)
+    target = np.random.default_rng(0).normal(size=(9, 8, 2))
+    picture(scatter_figure(target, target, [0.9, 0.9], actions))
+    time = np.arange(9) / 10
+    picture(trace_figure([Trace("title", time, target[:, 0], target[:, 0], ())], actions))
+    picture(drift_figure([Drift(0, 9, None, np.ones(9))], 10.0))
+    metrics = action_metrics(target, target, actions)
+    picture(horizon_figure({"policy": metrics}))
 
 
 def test_drawing_leaves_no_global_state():
-    trace_figure([trace()])
+    trace_figure([trace()], LAB_ACTIONS)
     assert "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()
 
 

@@ -11,12 +11,16 @@ from tests.vla_jax.evaluation.workspace import (
     make_workspace,
     policy_config,
     save_run,
+    save_training,
 )
 from vla_jax.errors import UserError
-from vla_jax.models.config import PolicyConfig
+from vla_jax.heads.regression import RegressionConfig
+from vla_jax.policy.artifact import load_policy
+from vla_jax.policy.checkpoints import resolve_checkpoint
+from vla_jax.policy.config import PolicyConfig
 from vla_jax.storage import config_json
-from vla_jax.training.beginning import FUSION, TIMESTEPS, begin
-from vla_jax.training.checkpoint import RunIdentity, load_policy, resolve_checkpoint, saved_config
+from vla_jax.training.beginning import FUSION, begin
+from vla_jax.training.checkpoint import saved_config
 from vla_jax.training.config import TrainConfig
 from vla_jax.training.loop import train
 from vla_jax.training.recipes import make_config
@@ -55,16 +59,16 @@ def configured(workspace, **asked):
 
 def test_a_new_run_is_the_recipe_s_with_what_was_asked_for(workspace):
     begun = beginning(
-        workspace, recipe="debug", model_type="diffusion", settings={FUSION: "gated", TIMESTEPS: 50}
+        workspace, recipe="debug", model_type="diffusion", diffusion_timesteps=50, settings={FUSION: "gated"}
     )
     assert (begun.resumed, begun.initial, begun.notes) == (None, None, ())
     assert (begun.config.recipe, begun.config.batch_size) == ("debug", 8)
     policy = begun.config.policy
-    assert (policy.model_type, policy.fusion.strategy, policy.diffusion.steps) == ("diffusion", "gated", 50)
+    assert (policy.head.kind, policy.fusion.strategy, policy.head.steps) == ("diffusion", "gated", 50)
     assert (policy.vl_dim, policy.vl_slots) == (begun.features.width, begun.features.num_slots)
     export_features(workspace.dataset, workspace.root / "wide", PROVENANCE, width=8)
     plain = begin(Request(cache=workspace.root / "wide", out=Path("nowhere")), workspace.dataset).config
-    assert (plain.recipe, plain.policy.model_type, plain.policy.fusion.strategy) == (
+    assert (plain.recipe, plain.policy.head.kind, plain.policy.fusion.strategy) == (
         "frozen",
         "regression",
         "concat",
@@ -85,8 +89,8 @@ def test_a_run_begins_with_the_network_of_a_checkpoint_and_the_recipe_s_training
     saved = save_run(workspace, tmp_path)
     begun = beginning(workspace, init_from=saved, recipe="small", settings={"optimizer.lr": 3e-4})
     before = load_policy(saved)
-    assert begun.config.policy == before.config.policy
-    assert begun.config.normalisation == before.config.normalisation
+    assert begun.config.policy == before.config
+    assert begun.config.normalisation == before.metadata.normalisation
     assert (begun.config.steps, begun.config.optimizer.lr) == (500, 3e-4)
     assert begun.config.init_from == str(resolve_checkpoint(tmp_path))
     assert begun.initial is not None
@@ -94,15 +98,16 @@ def test_a_run_begins_with_the_network_of_a_checkpoint_and_the_recipe_s_training
 
 
 def test_an_imported_regression_no_longer_starts_from_the_answer(workspace, tmp_path):
-    policy = policy_config(workspace, z_chunk="target")
-    assert policy.z_chunk == PolicyConfig.reference("regression").z_chunk
+    head = RegressionConfig(hidden_dim=8, num_layers=1, num_heads=2, z_chunk="target")
+    policy = policy_config(workspace, head=head)
+    assert head.z_chunk == PolicyConfig.reference("regression").head.z_chunk
     saved = save_run(workspace, tmp_path, policy)
-    assert configured(workspace, init_from=saved, recipe="small").policy.z_chunk == "zero"
-    assert configured(workspace, init_from=saved, recipe="reference").policy.z_chunk == "target"
+    assert configured(workspace, init_from=saved, recipe="small").policy.head.z_chunk == "zero"
+    assert configured(workspace, init_from=saved, recipe="reference").policy.head.z_chunk == "target"
 
 
 def test_a_second_warm_up_begins_at_the_last_rate(workspace, tmp_path):
-    saved = save_run(workspace, tmp_path)
+    saved = save_training(workspace, tmp_path, TrainConfig(policy=policy_config(workspace)))
     again = configured(workspace, out=saved, resume=True, rewarm=True, settings={"steps": 20_000})
     base = saved_config(resolve_checkpoint(saved))
     # The checkpoint is at step 0, where the schedule begins at the first step of its warm-up.
@@ -146,8 +151,8 @@ def test_a_file_says_everything_and_options_change_it(workspace, tmp_path):
         ({"config": Path("a.json"), "recipe": "small"}, "--config or --recipe, not both"),
         ({"config": Path("a.json"), "init_from": Path("run")}, "--config or --init-from, not both"),
         (
-            {"recipe": "debug", "settings": {TIMESTEPS: 50}},
-            "--diffusion-timesteps goes with --model-type diffusion",
+            {"recipe": "debug", "diffusion_timesteps": 50},
+            "leave --diffusion-timesteps out",
         ),
         ({"recipe": "debug", "settings": {"batch_size": 3, "grad_accum_steps": 2}}, "does not divide"),
     ],
@@ -227,7 +232,7 @@ def test_a_resumed_run_takes_again_the_weights_that_it_began_with(workspace, tmp
 
 
 def test_a_run_that_does_not_name_its_recipe_goes_on_and_says_so(workspace, tmp_path):
-    saved = save_run(workspace, tmp_path)
+    saved = save_training(workspace, tmp_path, TrainConfig(policy=policy_config(workspace)))
     begun = beginning(workspace, out=saved, resume=True, recipe="small")
     assert begun.config == saved_config(resolve_checkpoint(saved))
     (note,) = begun.notes
@@ -237,7 +242,7 @@ def test_a_run_that_does_not_name_its_recipe_goes_on_and_says_so(workspace, tmp_
 def test_nothing_to_resume_begins_anew_and_an_import_cannot_be_resumed(workspace, tmp_path):
     begun = beginning(workspace, out=tmp_path / "new", resume=True, recipe="debug")
     assert (begun.resumed, begun.config.recipe) == (None, "debug")
-    imported = save_run(workspace, tmp_path / "imported", identity=RunIdentity(features={}, data={}))
+    imported = save_run(workspace, tmp_path / "imported")
     with pytest.raises(UserError, match="was imported, not trained here"):
         beginning(workspace, out=imported, resume=True)
 

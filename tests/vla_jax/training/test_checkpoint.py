@@ -10,19 +10,14 @@ import pytest
 from flax import nnx
 
 from tests.vla_jax.training import synthetic
+from vla_jax.contracts.provenance import Provenance
 from vla_jax.errors import UserError
+from vla_jax.policy.artifact import load_policy, save_policy
+from vla_jax.policy.checkpoints import CHECKPOINTS, checkpoint_steps, resolve_checkpoint
+from vla_jax.policy.metadata import PolicyMetadata, RunIdentity
+from vla_jax.storage.array_items import named_leaves
 from vla_jax.storage.checksums import CHECKSUMS_FILE, write_checksums
-from vla_jax.training.checkpoint import (
-    CHECKPOINTS,
-    CheckpointWriter,
-    RunIdentity,
-    checkpoint_steps,
-    load_policy,
-    named_leaves,
-    resolve_checkpoint,
-    restore_state,
-    save_policy,
-)
+from vla_jax.training.checkpoint import CheckpointWriter, restore_training, saved_config
 
 IDENTITY = RunIdentity(features={"backbone": "tiny", "grid": 2}, data={"views": ["View1"]})
 
@@ -36,6 +31,8 @@ def write(trainer, run, steps, scores=None):
             step=step,
             config=trainer.config,
             normaliser=trainer.normaliser,
+            data=synthetic.DATA,
+            features=synthetic.FEATURES,
             identity=IDENTITY,
             data_position={"next_index": step},
             metrics=metrics,
@@ -59,9 +56,11 @@ def run(trainer, tmp_path_factory):
 
 def test_a_policy_comes_back_from_its_directory_alone(trainer, run):
     loaded = load_policy(run)
-    assert loaded.config == trainer.config
-    assert loaded.identity == IDENTITY
-    assert loaded.step == 2
+    assert loaded.config == trainer.config.policy
+    assert loaded.metadata.data == synthetic.DATA
+    assert loaded.metadata.features == synthetic.FEATURES
+    assert loaded.metadata.identity == IDENTITY
+    assert loaded.metadata.step == 2
     _, params, statistics = nnx.split(loaded.network, nnx.Param, ...)
     _assert_equal(params, trainer.state.ema_params)
     _assert_equal(statistics, trainer.state.statistics)
@@ -69,11 +68,12 @@ def test_a_policy_comes_back_from_its_directory_alone(trainer, run):
 
 
 def test_a_training_state_comes_back_whole(trainer, run):
-    state, normaliser, metadata = restore_state(run / CHECKPOINTS / "2", _abstract(trainer.state))
-    _assert_equal(dataclasses.replace(state, step=trainer.state.step), trainer.state)
-    assert int(state.step) == 2
-    assert metadata["data_position"] == {"next_index": 2}
-    _assert_equal(normaliser, trainer.normaliser)
+    restored = restore_training(run / CHECKPOINTS / "2", _abstract(trainer.state))
+    _assert_equal(dataclasses.replace(restored.state, step=trainer.state.step), trainer.state)
+    assert int(restored.state.step) == 2
+    assert restored.data_position == {"next_index": 2}
+    _assert_equal(restored.normaliser, trainer.normaliser)
+    assert saved_config(run / CHECKPOINTS / "2") == trainer.config
 
 
 def test_newest_and_best_are_kept_and_found(trainer, tmp_path):
@@ -93,22 +93,17 @@ def test_a_stray_numeric_folder_is_no_checkpoint(trainer, tmp_path):
 
 def test_a_bare_network_is_saved_once(trainer, tmp_path):
     network = nnx.merge(trainer.structure, trainer.state.params, trainer.state.statistics, copy=True)
-    save_policy(
-        tmp_path,
-        network,
-        config=trainer.config,
-        normaliser=synthetic.identity_normaliser(),
-        identity=IDENTITY,
+    metadata = PolicyMetadata(
+        trainer.config.policy, synthetic.DATA, synthetic.FEATURES, trainer.config.normalisation
     )
-    assert load_policy(tmp_path).step == 0
+    save_policy(tmp_path, network, synthetic.identity_normaliser(), metadata)
+    loaded = load_policy(tmp_path)
+    assert loaded.metadata == metadata
+    _assert_equal(nnx.state(loaded.network), nnx.state(network))
+    with pytest.raises(UserError, match="was imported, not trained here"):
+        saved_config(loaded.path)
     with pytest.raises(UserError, match="already holds"):
-        save_policy(
-            tmp_path,
-            network,
-            config=trainer.config,
-            normaliser=synthetic.identity_normaliser(),
-            identity=IDENTITY,
-        )
+        save_policy(tmp_path, network, synthetic.identity_normaliser(), metadata)
 
 
 def test_missing_and_damaged_checkpoints_are_said(trainer, tmp_path):
@@ -120,7 +115,7 @@ def test_missing_and_damaged_checkpoints_are_said(trainer, tmp_path):
     checkpoint = tmp_path / CHECKPOINTS / "1"
     metadata = checkpoint / "metadata" / "data.json"
     content = json.loads(metadata.read_text())
-    content["config"]["policy"]["expert"]["hidden_dim"] = 32
+    content["network"]["head"]["hidden_dim"] = 32
     metadata.write_text(json.dumps(content))
     write_checksums(checkpoint)
     with pytest.raises(UserError, match=r"does not fit its configuration: .*has shape .*expert"):
@@ -136,7 +131,7 @@ def test_one_flipped_bit_anywhere_is_noticed_before_anything_is_read(trainer, ru
     shutil.copytree(run, tmp_path / "run")
     checkpoint = tmp_path / "run" / CHECKPOINTS / "2"
     abstract = _abstract(trainer.state)
-    restore_state(checkpoint, abstract)
+    restore_training(checkpoint, abstract)
     rng = np.random.default_rng(0)
     files = [path for path in sorted(checkpoint.rglob("*")) if path.is_file() and path.stat().st_size]
     assert len(files) > 20
@@ -147,9 +142,9 @@ def test_one_flipped_bit_anywhere_is_noticed_before_anything_is_read(trainer, ru
             changed[position] ^= 1 << int(rng.integers(8))
             path.write_bytes(changed)
             with pytest.raises(UserError, match=r"2 is damaged .*/1 is sound: name that one"):
-                restore_state(checkpoint, abstract)
+                restore_training(checkpoint, abstract)
         path.write_bytes(content)
-    restore_state(checkpoint, abstract)
+    restore_training(checkpoint, abstract)
 
 
 @pytest.mark.parametrize("item", ["ema_params", "statistics", "normaliser", "metadata"])
@@ -159,15 +154,15 @@ def test_a_policy_is_not_made_of_damaged_parts(run, tmp_path, item):
     _flip_a_bit(checkpoint / item)
     with pytest.raises(UserError, match=rf"2 is damaged \({item}/.* has changed\); checkpoint .*1 is sound"):
         load_policy(tmp_path / "run")
-    assert load_policy(checkpoint.with_name("1")).step == 1
+    assert load_policy(checkpoint.with_name("1")).metadata.step == 1
 
 
 def test_damage_that_a_policy_does_not_need_does_not_keep_it_from_running(trainer, run, tmp_path):
     shutil.copytree(run, tmp_path / "run")
     _flip_a_bit(tmp_path / "run" / CHECKPOINTS / "2" / "optimizer")
-    assert load_policy(tmp_path / "run").step == 2
+    assert load_policy(tmp_path / "run").metadata.step == 2
     with pytest.raises(UserError, match="2 is damaged"):
-        restore_state(tmp_path / "run" / CHECKPOINTS / "2", _abstract(trainer.state))
+        restore_training(tmp_path / "run" / CHECKPOINTS / "2", _abstract(trainer.state))
 
 
 def test_missing_and_added_files_are_damage(run, tmp_path):
@@ -200,10 +195,81 @@ def test_checkpoints_from_before_there_were_checksums_are_read(run, tmp_path, ca
     shutil.copytree(run, tmp_path / "run")
     checkpoint = tmp_path / "run" / CHECKPOINTS / "2"
     metadata = checkpoint / "metadata" / "data.json"
-    metadata.write_text(json.dumps(json.loads(metadata.read_text()) | {"format_version": 1}))
+    metadata.write_text(json.dumps(old_metadata(checkpoint, version=1)))
+    shutil.rmtree(checkpoint / "training")
     (checkpoint / CHECKSUMS_FILE).unlink()
-    assert load_policy(checkpoint).step == 2
+    assert load_policy(checkpoint).metadata.step == 2
     assert "read unchecked" in caplog.text
+
+
+def old_metadata(checkpoint, *, version=2, **identity):
+    """What formats 1 and 2 said of a checkpoint in one item."""
+    new, training = (
+        json.loads((checkpoint / item / "data.json").read_text()) for item in ("metadata", "training")
+    )
+    policy = training["config"]["policy"]
+    head = policy.pop("head")
+    old = {
+        "format_version": version,
+        "step": new["step"],
+        "config": training["config"],
+        "identity": {"features": {}, "data": {}} | identity,
+        "centre_ascan": new["normalisation"]["sensor"] == "centred",
+        "data_position": training["data_position"],
+        "metrics": new["metrics"],
+        "unlogged": training["unlogged"],
+        "versions": new["versions"],
+    }
+    policy |= {
+        "model_type": head.pop("kind"),
+        "z_chunk": head.pop("z_chunk"),
+        "expert": head,
+        "diffusion": {},
+    }
+    if version == 1:
+        del old["unlogged"]
+    return old
+
+
+def test_checkpoints_of_format_2_are_read_for_acting_and_for_resuming(trainer, run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    checkpoint = tmp_path / "run" / CHECKPOINTS / "2"
+    provenance = Provenance("b", "name", None, {}, "c")
+    meta = {
+        "views": ["View1"], "action_hz": 10.0, "horizon": 8, "alignment": "index", "vlm_reuse_count": 3,
+        "sensor_window_size": synthetic.WINDOW, "sensor_hz": 650.0,
+    }  # fmt: skip
+    old = old_metadata(
+        checkpoint,
+        features={**vars(provenance), "digest": provenance.digest()},
+        data={"path": "somewhere", "meta": meta},
+    )
+    (checkpoint / "metadata" / "data.json").write_text(json.dumps(old))
+    shutil.rmtree(checkpoint / "training")
+    write_checksums(checkpoint)
+    loaded = load_policy(checkpoint)
+    assert loaded.config == trainer.config.policy
+    assert loaded.metadata.data == dataclasses.replace(synthetic.DATA, alignment="index")
+    assert loaded.metadata.features == dataclasses.replace(synthetic.FEATURES, provenance=provenance)
+    assert loaded.metadata.weights == "ema_params"
+    assert loaded.metadata.identity.data["path"] == "somewhere"
+    _assert_equal(nnx.state(loaded.network, nnx.Param), trainer.state.ema_params)
+    assert saved_config(checkpoint) == trainer.config
+    restored = restore_training(checkpoint, _abstract(trainer.state))
+    assert restored.data_position == {"next_index": 2}
+    _assert_equal(dataclasses.replace(restored.state, step=trainer.state.step), trainer.state)
+
+
+@pytest.mark.parametrize("missing", ["config", "identity", "centre_ascan"])
+def test_metadata_of_format_2_that_lack_something_are_said(run, tmp_path, missing):
+    shutil.copytree(run, tmp_path / "run")
+    checkpoint = tmp_path / "run" / CHECKPOINTS / "2"
+    old = old_metadata(checkpoint)
+    del old[missing]
+    (checkpoint / "metadata" / "data.json").write_text(json.dumps(old))
+    write_checksums(checkpoint)
+    with pytest.raises(UserError, match=f"not a readable vla-jax checkpoint.*{missing}"):
+        load_policy(checkpoint)
 
 
 def test_what_killed_processes_left_is_no_checkpoint_and_goes(trainer, tmp_path):

@@ -13,8 +13,8 @@ from tests.vla_jax.training import synthetic
 
 steps, meshes = json.loads(sys.argv[1])
 config = dataclasses.replace(synthetic.config(), batch_size=16, steps=steps)
-expert = dataclasses.replace(config.policy.expert, hidden_dim=128)
-config = dataclasses.replace(config, policy=dataclasses.replace(config.policy, expert=expert))
+head = dataclasses.replace(config.policy.head, hidden_dim=128)
+config = dataclasses.replace(config, policy=dataclasses.replace(config.policy, head=head))
 batches = [synthetic.batch(16, seed) for seed in range(steps)]
 result = {}
 for devices, fsdp in meshes:
@@ -34,19 +34,21 @@ print(json.dumps(result))
 FULL_SIZE_SCRIPT = """
 import json
 import jax
+from vla_jax.contracts.specs import LAB_ACTIONS, DataSpec, FeatureSpec, SensorSpec
 from vla_jax.training.optimizer import make_optimizer
 from vla_jax.training.recipes import make_config
 from vla_jax.training.sharding import make_mesh
 from vla_jax.training.state import abstract_state
 
 result = {}
-for model_type in ("regression", "diffusion"):
-    config = make_config("frozen", model_type=model_type, fusion_strategy="concat", vl_dim=2048, vl_slots=21)
+data = DataSpec(LAB_ACTIONS, views=(), sensor=SensorSpec())
+for head in ("regression", "diffusion"):
+    config = make_config("frozen", FeatureSpec(num_slots=21, width=2048), data, head=head, fusion="concat")
     state = abstract_state(config, make_optimizer(config.optimizer, config.steps), make_mesh(8, fsdp=8))
     leaves = jax.tree.leaves(state)
     held = [leaf.sharding.shard_shape(leaf.shape) for leaf in leaves]
     total = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
-    result[model_type] = sum(
+    result[head] = sum(
         int(jax.numpy.prod(jax.numpy.array(shape))) * leaf.dtype.itemsize
         for shape, leaf in zip(held, leaves, strict=True)
     ) / total
@@ -65,12 +67,11 @@ from vla_jax.training.sharding import make_mesh
 root = Path(sys.argv[1])
 workspace = make_workspace(root)
 config = make_config(
-    "debug", model_type="diffusion", fusion_strategy="concat", vl_dim=workspace.features.width,
-    vl_slots=workspace.features.num_slots, sensor_window_size=workspace.dataset.meta.sensor_window_size,
+    "debug", workspace.features.spec, workspace.dataset.spec, head="diffusion", fusion="concat"
 )
-expert = dataclasses.replace(config.policy.expert, hidden_dim=128)
+head = dataclasses.replace(config.policy.head, hidden_dim=128)
 config = dataclasses.replace(
-    config, policy=dataclasses.replace(config.policy, expert=expert), checkpoint_every=4, validate_every=100,
+    config, policy=dataclasses.replace(config.policy, head=head), checkpoint_every=4, validate_every=100,
     optimizer=dataclasses.replace(config.optimizer, schedule="constant"),
 )
 

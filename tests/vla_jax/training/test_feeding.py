@@ -15,6 +15,7 @@ from tests.vla_jax.evaluation.workspace import make_workspace
 from vla_jax.dataset.batches import make_batch
 from vla_jax.dataset.feature_table import FeatureTable
 from vla_jax.errors import UserError
+from vla_jax.storage.array_items import named_leaves
 from vla_jax.training.feeding import RESIDENT_SHARE, _place, make_feed
 from vla_jax.training.sharding import make_mesh, put_batch
 
@@ -33,12 +34,12 @@ def workspace(tmp_path_factory):
 
 def completed(feed, dataset, features, ticks):
     batch = make_batch(dataset, features, ticks, resident=feed.resident.names)
-    assert not feed.resident.names & batch.keys()
+    assert all(getattr(batch.observation, name) is None for name in feed.resident.names)
     return jax.device_get(jax.jit(feed.complete)(feed.resident, put_batch(feed.mesh, batch)))
 
 
 def assert_same_bits(found, dataset, features, ticks):
-    expected = make_batch(dataset, features, ticks)
+    found, expected = named_leaves(found), named_leaves(make_batch(dataset, features, ticks))
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         assert found[name].shape == value.shape
@@ -62,7 +63,7 @@ def test_windows_at_a_recording_s_start_repeat_its_first_row(workspace):
     ticks = dataset.sample_ticks("all")
     assert (np.ptp(dataset.sensor_rows(ticks), axis=1) < size).any()
     feed = dataclasses.replace(make_feed("device", dataset, workspace.features, make_mesh(1)), window=size)
-    found = completed(feed, dataset, workspace.features, ticks)["sensor"]
+    found = completed(feed, dataset, workspace.features, ticks).observation.sensor
     np.testing.assert_array_equal(found, dataset.sensor_windows(ticks, size))
 
 
@@ -83,14 +84,16 @@ def test_a_cpu_is_fed_from_the_host_unless_told_otherwise(workspace):
     assert "host" in feed.describe()
 
 
-def test_a_set_without_sensor_gives_zeros(tmp_path):
+def test_a_set_without_sensor_gives_none(tmp_path):
     workspace = make_workspace(tmp_path, has_sensor=False)
     dataset = workspace.dataset
     features = FeatureTable.open(dataset, workspace.cache)
     ticks = dataset.sample_ticks("all")
     feed = make_feed("device", dataset, features, make_mesh(1))
     found = completed(feed, dataset, features, ticks)
-    assert not found["sensor"].any()
+    assert feed.resident.names == {"vl"}
+    assert found.observation.sensor is None
+    assert found.observation.has_sensor is None
     assert_same_bits(found, dataset, features, ticks)
 
 

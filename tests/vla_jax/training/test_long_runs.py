@@ -37,10 +37,9 @@ class Writer(loop.CheckpointWriter):
 
 loop.CheckpointWriter = Writer
 config = make_config(
-    "debug", model_type="regression", fusion_strategy="concat", vl_dim=workspace.features.width,
-    vl_slots=workspace.features.num_slots, sensor_window_size=workspace.dataset.meta.sensor_window_size,
+    "debug", workspace.features.spec, workspace.dataset.spec, head="regression", fusion="concat"
 )
-policy = dataclasses.replace(config.policy, expert=dataclasses.replace(config.policy.expert, hidden_dim=512))
+policy = dataclasses.replace(config.policy, head=dataclasses.replace(config.policy.head, hidden_dim=512))
 epoch = len(workspace.dataset.sample_ticks("train")) // config.batch_size
 steps = epochs * epoch
 config = dataclasses.replace(

@@ -12,7 +12,11 @@ from flax import nnx
 from tests.vla_jax.evaluation.workspace import make_workspace
 from vla_jax.dataset.batches import BatchLoader
 from vla_jax.errors import UserError
-from vla_jax.training.checkpoint import CHECKPOINTS, checkpoint_steps, load_policy
+from vla_jax.evaluation.open_loop import evaluate
+from vla_jax.policy.artifact import load_policy
+from vla_jax.policy.checkpoints import CHECKPOINTS, checkpoint_steps
+from vla_jax.policy.insertion_policy import InsertionPolicy
+from vla_jax.training.checkpoint import saved_config
 from vla_jax.training.loop import train
 from vla_jax.training.recipes import make_config
 from vla_jax.training.sharding import make_mesh
@@ -23,14 +27,8 @@ def workspace(tmp_path_factory):
     return make_workspace(tmp_path_factory.mktemp("loop"))
 
 
-def debug_config(workspace, model_type="regression", **changes):
-    config = make_config(
-        "debug",
-        model_type=model_type,
-        fusion_strategy="concat",
-        vl_dim=workspace.features.width,
-        vl_slots=workspace.features.num_slots,
-    )
+def debug_config(workspace, head="regression", **changes):
+    config = make_config("debug", workspace.features.spec, workspace.dataset.spec, head=head, fusion="concat")
     # Attention heads must divide the width of these features.
     fusion = dataclasses.replace(config.policy.fusion, vl_pool_width=16)
     return dataclasses.replace(config, policy=dataclasses.replace(config.policy, fusion=fusion), **changes)
@@ -125,8 +123,44 @@ def test_a_run_begins_with_another_s_weights(workspace, from_host, tmp_path):
         jax.tree.leaves(initial.normaliser), jax.tree.leaves(again.normaliser), strict=True
     ):
         np.testing.assert_array_equal(after, before)
-    assert again.config.init_from == str(initial.path)
+    assert saved_config(again.path).init_from == str(initial.path)
     assert logged[0]["step"] == 1
+
+
+@pytest.mark.parametrize("fusion", ["concat", "none"])
+@pytest.mark.parametrize("recipe", ["debug", "reference"])
+def test_data_without_any_sensor_train_and_are_judged(tmp_path, recipe, fusion):
+    """With an encoder, whose place the learned vector takes or, in the reference's way, what it makes of zeros."""
+    workspace = make_workspace(tmp_path / "bare", has_sensor=False)
+    assert workspace.dataset.spec.sensor is None
+    config = debug_config(workspace)
+    policy = replace_fusion(config.policy, strategy=fusion)
+    if recipe == "reference":
+        sensor = dataclasses.replace(policy.sensor, masked_statistics=False)
+        policy = dataclasses.replace(policy, no_sensor_embedding=False, sensor=sensor)
+    result, logged, _ = run(workspace, tmp_path / "run", dataclasses.replace(config, policy=policy))
+    assert np.isfinite(losses(logged)).all()
+    judged = evaluate(
+        InsertionPolicy.from_checkpoint(tmp_path / "run"),
+        workspace.dataset,
+        workspace.features,
+        "val",
+        batch_size=16,
+    )
+    assert judged.metrics["overall_mse"] == pytest.approx(result.metrics["validation/action_mse"], rel=1e-5)
+    assert judged.metrics["data"]["episodes_with_sensor"] == 0
+
+
+def replace_fusion(policy, **changes):
+    return dataclasses.replace(policy, fusion=dataclasses.replace(policy.fusion, **changes))
+
+
+def test_held_out_errors_are_those_of_evaluation(workspace, tmp_path):
+    """A diffusion policy's noise included: both draw it from the seed and the tick."""
+    result, _, _ = run(workspace, tmp_path, debug_config(workspace, "diffusion"))
+    policy = InsertionPolicy.from_checkpoint(tmp_path)
+    judged = evaluate(policy, workspace.dataset, workspace.features, "val", batch_size=5)
+    assert judged.metrics["overall_mse"] == pytest.approx(result.metrics["validation/action_mse"], rel=1e-4)
 
 
 def test_the_batch_that_breaks_a_run_is_saved(workspace, tmp_path):
@@ -143,7 +177,13 @@ def test_the_batch_that_breaks_a_run_is_saved(workspace, tmp_path):
         expected = BatchLoader(
             workspace.dataset, workspace.features, split="train", batch_size=8, seed=config.seed
         ).batch(step - 1)
-        for name, value in expected.items():
+        observed = {
+            name: getattr(expected.observation, name)
+            for name in ("vl", "vl_mask", "sensor", "has_sensor", "previous_chunk")
+        }
+        others = {name: getattr(expected, name) for name in ("actions", "confidence", "tick", "valid")}
+        assert set(saved) == {*observed, *others, "history_step", "history_loss"}
+        for name, value in (observed | others).items():
             np.testing.assert_array_equal(saved[name], value, err_msg=name)
         history = dict(zip(saved["history_step"].tolist(), saved["history_loss"].tolist(), strict=True))
     assert not np.isfinite(history[step])

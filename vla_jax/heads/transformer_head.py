@@ -1,0 +1,28 @@
+"""What heads share that are a transformer over the horizon's actions."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from vla_jax.contracts.checks import check_at_least_one, check_heads, check_share
+from vla_jax.heads.head_config import HeadConfig, HeadSize
+
+
+@dataclass(frozen=True)
+class TransformerHeadConfig(HeadConfig):
+    """Sizes of the transformer; as wide as the condition."""
+
+    SIZES: ClassVar[dict[HeadSize, dict[str, Any]]] = {
+        "full": {},
+        "small": {"hidden_dim": 128, "num_layers": 2, "num_heads": 4},
+        "tiny": {"hidden_dim": 16, "num_layers": 1, "num_heads": 2},
+    }
+
+    num_layers: int = 4
+    num_heads: int = 8
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least_one(self, "num_layers", "num_heads")
+        check_heads(self, self.hidden_dim, self.num_heads, "hidden_dim")
+        check_share(self, "dropout")

@@ -1,0 +1,35 @@
+"""Between recorded units and the network's, for whole observations: training, validation and the robot pass here."""
+
+from dataclasses import dataclass
+
+import jax
+from jaxtyping import Array, Float
+
+from vla_jax.contracts.observation import Observation
+from vla_jax.preprocessing.normaliser import Normaliser
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Preprocessor:
+    """Traceable, and an argument of compiled functions, so that no constant is folded into them."""
+
+    normaliser: Normaliser
+
+    def observe(self, observation: Observation) -> Observation:
+        """Maps what was recorded to what the network reads: features (absent slots become zero), sensor windows and
+        the previous chunk, all float32; masks stay, and what is None stays None."""
+        normaliser, sensor, previous = self.normaliser, observation.sensor, observation.previous_chunk
+        return observation.replace(
+            vl=normaliser.normalise_features(observation.vl, observation.vl_mask),
+            sensor=None if sensor is None else normaliser.normalise_sensor(sensor),
+            previous_chunk=None if previous is None else normaliser.normalise_actions(previous),
+        )
+
+    def encode_actions(self, actions: Float[Array, "b h a"]) -> Float[Array, "b h a"]:
+        """Maps recorded actions to what the network predicts."""
+        return self.normaliser.normalise_actions(actions)
+
+    def decode_actions(self, actions: Float[Array, "b h a"]) -> Float[Array, "b h a"]:
+        """Maps what the network predicts to actions in recorded units."""
+        return self.normaliser.denormalise_actions(actions)
