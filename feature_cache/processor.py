@@ -72,6 +72,11 @@ class PromptImageProcessor:
         )
         self.chat_template = _chat_template(self.tokenizer, Path(folder))
         self.image_token_id = self.tokenizer.convert_tokens_to_ids("<|image_pad|>")
+        # Taken now: a later call with padding changes what the tokenizer says of itself.
+        tokenizer = self.tokenizer.backend_tokenizer.to_str()
+        self._template_digest = hashlib.sha256(
+            json.dumps([self.chat_template, tokenizer]).encode()
+        ).hexdigest()
         self._prompt_tokens = lru_cache(maxsize=4096)(self._tokenize)
 
     def settings(self) -> dict[str, Any]:
@@ -82,8 +87,7 @@ class PromptImageProcessor:
 
     def template_digest(self) -> str:
         """Returns the hex digest of the chat template and of the tokenizer, which together make the tokens."""
-        tokenizer = self.tokenizer.backend_tokenizer.to_str()
-        return hashlib.sha256(json.dumps([self.chat_template, tokenizer]).encode()).hexdigest()
+        return self._template_digest
 
     def messages(self, prompt: str, num_images: int) -> list[dict]:
         """Returns the conversation that is encoded: one user turn, the images before the prompt."""

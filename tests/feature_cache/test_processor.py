@@ -5,6 +5,7 @@ from transformers.processing_utils import ProcessorMixin
 
 from feature_cache.processor import PromptImageProcessor, parse_image_size
 from tests.feature_cache.conftest import random_image
+from vla_jax.contracts.provenance import DEFAULT_MAX_PIXELS
 from vla_jax.errors import UserError
 
 
@@ -108,3 +109,12 @@ def test_image_sizes_are_parsed():
 def test_an_image_size_below_one_token_is_refused():
     with pytest.raises(UserError, match="at least 28x28"):
         parse_image_size("20x30")
+
+
+def test_calls_of_the_tokenizer_do_not_change_the_identity(tiny_path):
+    """Padding is kept in the tokenizer after a call; it is no part of what makes the tokens."""
+    processor = PromptImageProcessor(tiny_path, DEFAULT_MAX_PIXELS)
+    before = processor.template_digest()
+    processor.tokenizer(["one", "one and two"], padding=True)
+    assert processor.template_digest() == before
+    assert PromptImageProcessor(tiny_path, DEFAULT_MAX_PIXELS).template_digest() == before
