@@ -84,16 +84,21 @@ def timing_table(
     first: dict[str, TimingT] = {}
     for timing in timings:
         lower, upper = timing.quartiles_s
+        relative = timing.rate / first.setdefault(timing.case, timing).rate
         table.add_row(
             timing.case,
             timing.side,
-            f"{1e3 * timing.median_s:.2f}",
-            f"{1e3 * lower:.2f}–{1e3 * upper:.2f}",
+            _milliseconds(timing.median_s),
+            f"{_milliseconds(lower)}–{_milliseconds(upper)}",
             f"{timing.rate:.3g}" if timing.rate < 1000 else f"{timing.rate:.0f}",
-            f"{timing.rate / first.setdefault(timing.case, timing).rate:.2f}x",
+            f"{relative:.2f}x" if relative >= 0.1 else f"{relative:.2g}x",
             *(show(timing) for show in columns.values()),
         )
     return table
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1e3 * seconds:.2f}" if seconds < 0.1 else f"{1e3 * seconds:.0f}"
 
 
 def require_positive(arguments: object, *names: str) -> None:
