@@ -15,19 +15,24 @@ from feature_cache.keys import image_digest, record_key
 from vla_jax.errors import UserError
 
 
-class ImageSource(Protocol):
-    """One image: what to call it, its bytes, and the digest they had when the data set was prepared."""
+class EncodedImage(Protocol):
+    """One image of a record, wherever it lies; a data set's `ImageRef` is one."""
 
-    path: Path | str
-    digest: str
+    @property
+    def path(self) -> Path | str:
+        """Where it lies, or what to call it."""
+
+    @property
+    def digest(self) -> str:
+        """Digest that its bytes had when the data set was prepared."""
 
     def open(self) -> BinaryIO:
-        """Opens the encoded image. Raises OSError where it cannot be read."""
+        """Opens the image's bytes. Raises OSError where they cannot be read."""
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageFile:
-    """An image that is a file."""
+class ImageSource:
+    """One image file and the digest its bytes had when the data set was prepared."""
 
     path: str
     digest: str
@@ -43,10 +48,12 @@ class WorkItem:
 
     key: str
     prompt: str
-    images: tuple[ImageSource, ...]
+    images: tuple[EncodedImage, ...]
 
 
-def make_work(provenance_digest: str, records: Sequence[tuple[str, Sequence[ImageSource]]]) -> list[WorkItem]:
+def make_work(
+    provenance_digest: str, records: Sequence[tuple[str, Sequence[EncodedImage]]]
+) -> list[WorkItem]:
     """Returns the work items of (prompt, images) pairs, each key once, in the order of first appearance."""
     items: dict[str, WorkItem] = {}
     for prompt, images in records:
@@ -86,7 +93,7 @@ def measure(
     )
 
 
-def _image_size(source: ImageSource) -> tuple[tuple[int, int], str | None]:
+def _image_size(source: EncodedImage) -> tuple[tuple[int, int], str | None]:
     try:
         with source.open() as file, Image.open(file) as image:
             return (image.height, image.width), None

@@ -5,13 +5,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from feature_cache.worklist import ImageFile, make_batches, make_work, measure, process_share, read_images
+from feature_cache.worklist import ImageSource, make_batches, make_work, measure, process_share, read_images
 from tests.feature_cache.conftest import random_image
 from vla_jax.errors import UserError
 
 
 def test_equal_records_are_one_item():
-    image, moved = ImageFile("a.jpg", "1"), ImageFile("b.jpg", "1")
+    image, moved = ImageSource("a.jpg", "1"), ImageSource("b.jpg", "1")
     items = make_work("p", [("go", [image]), ("stop", [image]), ("go", [moved]), ("go", [])])
     assert [(item.prompt, item.images) for item in items] == [
         ("go", (image,)),
@@ -21,9 +21,9 @@ def test_equal_records_are_one_item():
 
 
 def test_the_key_depends_on_content_not_on_place():
-    place_a, place_b = (make_work("p", [("go", [ImageFile(path, "1")])]) for path in ("a", "b"))
+    place_a, place_b = (make_work("p", [("go", [ImageSource(path, "1")])]) for path in ("a", "b"))
     assert place_a[0].key == place_b[0].key
-    assert make_work("q", [("go", [ImageFile("a", "1")])])[0].key != place_a[0].key
+    assert make_work("q", [("go", [ImageSource("a", "1")])])[0].key != place_a[0].key
 
 
 @given(st.lists(st.integers(1, 50), min_size=1), st.integers(1, 120))
@@ -73,7 +73,7 @@ def test_a_truncated_image_is_named(tmp_path):
     path = tmp_path / "short.jpg"
     random_image(0, 112, 112).save(path)
     path.write_bytes(path.read_bytes()[:-400])
-    (item,) = make_work("p", [("go", [ImageFile(str(path), image_digest(path.read_bytes()))])])
+    (item,) = make_work("p", [("go", [ImageSource(str(path), image_digest(path.read_bytes()))])])
     with pytest.raises(UserError, match=r"short\.jpg: damaged image"):
         read_images(item)
 
