@@ -14,7 +14,7 @@ from feature_cache.keys import image_digest, record_key
 from vla_jax.errors import UserError
 
 
-class ImageSource(Protocol):
+class EncodedImage(Protocol):
     """One image: what to call it, its bytes, and the digest they had when the data set was prepared."""
 
     path: Path | str
@@ -25,7 +25,7 @@ class ImageSource(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageFile:
+class EncodedImage:
     """An image that is a file."""
 
     path: str
@@ -42,11 +42,11 @@ class WorkItem:
 
     key: str
     prompt: str
-    images: tuple[ImageSource, ...]
+    images: tuple[EncodedImage, ...]
 
 
 def make_worklist(
-    provenance_digest: str, records: Sequence[tuple[str, Sequence[ImageSource]]]
+    provenance_digest: str, records: Sequence[tuple[str, Sequence[EncodedImage]]]
 ) -> list[WorkItem]:
     """Returns the work items of (prompt, images) pairs, each key once, in the order of first appearance."""
     items: dict[str, WorkItem] = {}
@@ -87,7 +87,7 @@ def count_tokens(
     )
 
 
-def _image_size(source: ImageSource) -> tuple[tuple[int, int], str | None]:
+def _image_size(source: EncodedImage) -> tuple[tuple[int, int], str | None]:
     try:
         with source.open() as file, Image.open(file) as image:
             return (image.height, image.width), None
