@@ -25,7 +25,7 @@ class EncodedImage(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class EncodedImage:
+class ImageSource:
     """An image that is a file."""
 
     path: str

@@ -18,7 +18,7 @@ from feature_cache.backbone import Backbone, find_backbone, load_backbone
 from feature_cache.exporter import export
 from feature_cache.keys import image_digest
 from feature_cache.store import FeatureStore
-from feature_cache.worklist import EncodedImage, WorkItem, make_worklist
+from feature_cache.worklist import ImageSource, WorkItem, make_worklist
 from vla_jax.contracts.provenance import Provenance
 
 # Largest difference between the features of the two sides, in units of their largest value: they round to float16.
@@ -100,7 +100,7 @@ def _write_records(folder: Path, provenance: Provenance, settings: ExportSetting
             coarse = rng.integers(0, 256, (height // 40 + 1, width // 40 + 1, 3), dtype=np.uint8)
             path = folder / f"{i}_{view}.jpg"
             Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC).save(path, quality=90)
-            images.append(EncodedImage(str(path), image_digest(path.read_bytes())))
+            images.append(ImageSource(str(path), image_digest(path.read_bytes())))
         records.append(("Insert the needle into the red marker.", images))
     return make_worklist(provenance.digest(), records)
 

@@ -6,7 +6,7 @@ from PIL import Image
 
 from feature_cache.keys import image_digest
 from feature_cache.tiny_backbone import write_tiny_backbone
-from feature_cache.worklist import EncodedImage
+from feature_cache.worklist import ImageSource
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +50,7 @@ def write_records(tmp_path):
             for view in range(i % 4):
                 path = tmp_path / folder / f"{i}_{view}.jpg"
                 random_image(10 * i + view, 56 + 28 * (i % 2), 56).save(path)
-                images.append(EncodedImage(str(path), image_digest(path.read_bytes())))
+                images.append(ImageSource(str(path), image_digest(path.read_bytes())))
             records.append(("insert the needle" + " now" * (i % 3) + str(i // 4), images))
         return records
 

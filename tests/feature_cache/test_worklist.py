@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from feature_cache.worklist import (
-    EncodedImage,
+    ImageSource,
     count_tokens,
     make_batches,
     make_worklist,
@@ -18,7 +18,7 @@ from vla_jax.errors import UserError
 
 
 def test_equal_records_are_one_item():
-    image, moved = EncodedImage("a.jpg", "1"), EncodedImage("b.jpg", "1")
+    image, moved = ImageSource("a.jpg", "1"), ImageSource("b.jpg", "1")
     items = make_worklist("p", [("go", [image]), ("stop", [image]), ("go", [moved]), ("go", [])])
     assert [(item.prompt, item.images) for item in items] == [
         ("go", (image,)),
@@ -28,9 +28,9 @@ def test_equal_records_are_one_item():
 
 
 def test_the_key_depends_on_content_not_on_place():
-    place_a, place_b = (make_worklist("p", [("go", [EncodedImage(path, "1")])]) for path in ("a", "b"))
+    place_a, place_b = (make_worklist("p", [("go", [ImageSource(path, "1")])]) for path in ("a", "b"))
     assert place_a[0].key == place_b[0].key
-    assert make_worklist("q", [("go", [EncodedImage("a", "1")])])[0].key != place_a[0].key
+    assert make_worklist("q", [("go", [ImageSource("a", "1")])])[0].key != place_a[0].key
 
 
 @given(st.lists(st.integers(1, 50), min_size=1), st.integers(1, 120))
