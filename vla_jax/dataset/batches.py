@@ -77,6 +77,7 @@ def make_batch(
         tick=np.asarray(ticks, np.int64),
         valid=np.ones(len(ticks), bool) if valid is None else valid,
         resident=rows,
+        columns=dataset.batch_columns(ticks),
     )
 
 

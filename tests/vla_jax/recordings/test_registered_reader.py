@@ -158,8 +158,8 @@ def test_joints_and_pictures_of_a_log_become_a_data_set(logs, tmp_path):
 def test_its_pictures_reach_the_export_and_the_inspection(logs, tmp_path):
     dataset = prepare([str(tmp_path / "source")], tmp_path / "data", options()).dataset
     (item, *_) = make_worklist("p", [(record.prompt, record.images) for record in dataset.records])
-    for camera, image in zip(CAMERAS, read_images(item), strict=True):
-        np.testing.assert_array_equal(np.asarray(image), logs[0][camera][0])
+    for camera, (_, data) in zip(CAMERAS, read_images(item), strict=True):
+        np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(data))), logs[0][camera][0])
     page = inspection_html(inspect_dataset(dataset))
     assert all(name in page for name in (*CAMERAS, *JOINTS))
     assert dataset.check_sources() == []
