@@ -23,8 +23,8 @@ from vla_jax.policy.metadata import PolicyMetadata, RunIdentity
 from vla_jax.policy.network import abstract_network
 from vla_jax.training.checkpoint import CheckpointWriter
 from vla_jax.training.config import TrainConfig
-from vla_jax.training.loop import fit_normaliser
 from vla_jax.training.optimizer import make_optimizer
+from vla_jax.training.starting_point import fit_normaliser
 from vla_jax.training.state import make_state
 
 WIDTH = 6

@@ -1,0 +1,101 @@
+"""The two functions that a run calls on the devices, compiled for its data, its mesh and what lives there."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from vla_jax.contracts.observation import Batch
+from vla_jax.dataset.batches import sequential_batches
+from vla_jax.dataset.feature_table import FeatureTable
+from vla_jax.dataset.packed_dataset import PackedDataset
+from vla_jax.preprocessing.preprocessor import Preprocessor
+from vla_jax.training.config import TrainConfig
+from vla_jax.training.feeding import Feed, ResidentArrays
+from vla_jax.training.processes import process_share
+from vla_jax.training.sharding import put_batch, replicated
+from vla_jax.training.state import TrainState, network_structure
+from vla_jax.training.step import train_step, validation_step
+from vla_jax.training.validation import validation_metrics
+
+Scalars = Mapping[str, jax.Array]
+
+
+def compile_update(
+    config: TrainConfig,
+    optimizer: optax.GradientTransformation,
+    feed: Feed,
+    preprocessor: Preprocessor,
+    state: TrainState,
+    batch: Batch,
+    root_key: jax.Array,
+) -> jax.stages.Compiled:
+    """Compiles the update ahead of time, so that nothing can be compiled again later.
+
+    It is called with (preprocessor, state, feed.resident, batch, root_key), donates the state, and returns the next
+    one and scalars to log. state, batch: as the first call's.
+    """
+    structure = network_structure(config)
+
+    def update(
+        preprocessor: Preprocessor,
+        state: TrainState,
+        resident: ResidentArrays,
+        batch: Batch,
+        root_key: jax.Array,
+    ) -> tuple[TrainState, Scalars]:
+        batch = feed.complete(resident, batch)
+        return train_step(config, structure, optimizer, preprocessor, state, batch, root_key)
+
+    placement = jax.tree.map(lambda leaf: leaf.sharding, state)
+    jitted = jax.jit(update, donate_argnums=1, out_shardings=(placement, replicated(feed.mesh)))
+    return jitted.lower(preprocessor, state, feed.resident, put_batch(feed.mesh, batch), root_key).compile()
+
+
+def make_validation(
+    config: TrainConfig,
+    dataset: PackedDataset,
+    features: FeatureTable,
+    feed: Feed,
+    preprocessor: Preprocessor,
+    root_key: jax.Array,
+) -> Callable[[TrainState], dict[str, float]]:
+    """Returns what judges a state on the held-out episodes (`validation_metrics`); compiled at its first call."""
+    structure = network_structure(config)
+
+    def evaluate(
+        preprocessor: Preprocessor,
+        params: Any,
+        statistics: Any,
+        resident: ResidentArrays,
+        batch: Batch,
+        root_key: jax.Array,
+        index: jax.Array,
+    ) -> Scalars:
+        batch = feed.complete(resident, batch)
+        return validation_step(config, structure, preprocessor, params, statistics, batch, root_key, index)
+
+    jitted = jax.jit(evaluate, out_shardings=replicated(feed.mesh))
+
+    def validate(state: TrainState) -> dict[str, float]:
+        batches = sequential_batches(
+            dataset,
+            features,
+            "val",
+            config.batch_size,
+            share=process_share(),
+            resident=feed.resident.names,
+        )
+        return validation_metrics(
+            lambda params, statistics, batch, index: jitted(
+                preprocessor, params, statistics, feed.resident, batch, root_key, np.int32(index)
+            ),
+            config,
+            state,
+            # Placed here, once for all the weights that are judged on a batch.
+            (put_batch(feed.mesh, batch) for batch in batches),
+        )
+
+    return validate
