@@ -22,7 +22,7 @@ def config(recipe, head="diffusion", fusion="concat", **options):
 
 
 @pytest.mark.parametrize("recipe", get_args(RecipeName))
-@pytest.mark.parametrize("head", ("regression", "diffusion"))
+@pytest.mark.parametrize("head", ["regression", "diffusion"])
 @pytest.mark.parametrize("fusion", get_args(FusionStrategy))
 def test_every_recipe_can_be_built(recipe, head, fusion):
     made = config(recipe, head, fusion)
@@ -44,7 +44,7 @@ def test_noise_steps_are_for_heads_that_have_them():
         config("debug", "regression", noise_steps=50)
 
 
-@pytest.mark.parametrize("head", ("regression", "diffusion"))
+@pytest.mark.parametrize("head", ["regression", "diffusion"])
 def test_the_small_reference_differs_from_the_reference_in_sizes_and_rates_only(head):
     small, full = config("small_reference", head), config("reference", head)
     assert config("small", head).policy.head.hidden_dim == small.policy.head.hidden_dim
