@@ -47,7 +47,8 @@ def test_batch_size_changes_no_prediction(name, request):
     together = policy.predict(**inputs)
     assert np.ptp(together, axis=0).max() > 1e-3  # the rows differ at all
     alone = policy.predict(**{key: value[:1] for key, value in inputs.items()})
-    np.testing.assert_allclose(alone, together[:1], atol=5e-6)
+    # Products of other batch sizes are summed in another order on some processors: the ten steps' tolerance.
+    np.testing.assert_allclose(alone, together[:1], atol=3e-5)
 
 
 def test_one_key_per_row_moves_with_the_row(diffusion):
@@ -56,7 +57,7 @@ def test_one_key_per_row_moves_with_the_row(diffusion):
     together = diffusion.predict(**inputs, key=keys)
     order = np.array([2, 0, 1])
     shuffled = diffusion.predict(**{name: value[order] for name, value in inputs.items()}, key=keys[order])
-    np.testing.assert_allclose(shuffled, together[order], atol=5e-6)
+    np.testing.assert_allclose(shuffled, together[order], atol=3e-5)
 
 
 def test_keys_of_diffusion(diffusion):
