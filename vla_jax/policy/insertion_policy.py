@@ -87,8 +87,8 @@ class InsertionPolicy:
         """Returns the actions that follow each row of an observation, in recorded units, float32.
 
         observation: in recorded units, NumPy or JAX arrays of any floating type. A sensor that is None, or that a row
-            does not have, is missing, and so is every sensor for a policy that was trained without. What the policy
-            does not read may be there all the same.
+            does not have, is missing, and so is every sensor for a policy that was trained without; without
+            `has_sensor` every row has one. What the policy does not read may be there all the same.
         key: randomness of a policy that draws: one key, from which each row draws its own noise, or one key per
             row [b]. None is `jax.random.key(0)`: the same observation gives the same actions. A row's noise does not
             depend on the batch size.
@@ -167,12 +167,13 @@ class InsertionPolicy:
         config, sensor, previous = self.config, parts["sensor"], parts["previous_chunk"]
         read = {"vl": _float32(parts["vl"]), "vl_mask": _boolean(parts["vl_mask"])}
         if self._reads_sensor:
-            has_sensor = parts["has_sensor"]
+            has_sensor, batch = parts["has_sensor"], read["vl"].shape[:1]
             if sensor is None:
-                batch = read["vl"].shape[:1]
                 rows = self.sensor_window or config.sensor.temporal_length
                 sensor = np.zeros((*batch, rows, config.sensor.channels), np.float32)
                 has_sensor = np.zeros(batch, bool)
+            elif has_sensor is None:
+                has_sensor = np.ones(batch, bool)
             read |= {"sensor": _float32(sensor), "has_sensor": _boolean(has_sensor)}
         if config.head.needs_previous_chunk and previous is not None:
             read["previous_chunk"] = _float32(previous)

@@ -127,15 +127,20 @@ def test_a_run_begins_with_another_s_weights(workspace, from_host, tmp_path):
     assert logged[0]["step"] == 1
 
 
-@pytest.mark.parametrize("fusion", ["concat", "none"])
-@pytest.mark.parametrize("recipe", ["debug", "reference"])
-def test_data_without_any_sensor_train_and_are_judged(tmp_path, recipe, fusion):
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory):
+    """No episode has a sensor."""
+    return make_workspace(tmp_path_factory.mktemp("bare"), has_sensor=False)
+
+
+@pytest.mark.parametrize("way", ["learned vector", "zeros", "no encoder"])
+def test_data_without_any_sensor_train_and_are_judged(bare, tmp_path, way):
     """With an encoder, whose place the learned vector takes or, in the reference's way, what it makes of zeros."""
-    workspace = make_workspace(tmp_path / "bare", has_sensor=False)
+    workspace = bare
     assert workspace.dataset.spec.sensor is None
     config = debug_config(workspace)
-    policy = replace_fusion(config.policy, strategy=fusion)
-    if recipe == "reference":
+    policy = replace_fusion(config.policy, strategy="none" if way == "no encoder" else "concat")
+    if way == "zeros":
         sensor = dataclasses.replace(policy.sensor, masked_statistics=False)
         policy = dataclasses.replace(policy, no_sensor_embedding=False, sensor=sensor)
     result, logged, _ = run(workspace, tmp_path / "run", dataclasses.replace(config, policy=policy))
