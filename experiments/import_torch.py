@@ -7,7 +7,7 @@ from typing import Annotated
 import tyro
 
 from experiments import cli
-from vla_jax.reference.inferred_config import ReferenceOptions
+from vla_jax.reference.options import ReferenceOptions
 
 DESCRIPTION = """Reads a checkpoint that the PyTorch reference wrote, in any of its layouts, and writes it as a
 checkpoint that `evaluate` and `export_torch` read. Widths, layers, fusion and model type are inferred from the

@@ -3,7 +3,7 @@
 from vla_jax.lazy_names import lazy_names
 
 _NAMES = {
-    "ReferenceOptions": "vla_jax.reference.inferred_config",
+    "ReferenceOptions": "vla_jax.reference.options",
     "ReferencePolicy": "vla_jax.reference.reference_policy",
     "load_reference": "vla_jax.reference.reference_policy",
 }

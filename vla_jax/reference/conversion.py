@@ -13,7 +13,7 @@ from vla_jax.policy.config import PolicyConfig
 from vla_jax.policy.metadata import PolicyMetadata, RunIdentity, unknown_data
 from vla_jax.preprocessing.config import NormalisationConfig
 from vla_jax.preprocessing.normaliser import Normaliser
-from vla_jax.reference.inferred_config import ReferenceOptions
+from vla_jax.reference.options import ReferenceOptions
 from vla_jax.reference.reference_policy import ReferencePolicy, load_reference
 from vla_jax.reference.torch_files import write_checkpoint
 from vla_jax.reference.weights import reference_weights

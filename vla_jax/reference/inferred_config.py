@@ -3,38 +3,18 @@
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from vla_jax.contracts.specs import LAB_ACTIONS
 from vla_jax.errors import UserError
 from vla_jax.heads.diffusion import DiffusionConfig
 from vla_jax.heads.head_config import head_config
-from vla_jax.models.config import FusionConfig, FusionStrategy, Interpolation, SensorEncoderConfig
+from vla_jax.models.config import FusionConfig, FusionStrategy, SensorEncoderConfig
 from vla_jax.policy.config import PolicyConfig
+from vla_jax.reference.options import ReferenceOptions
 from vla_jax.reference.tensor_names import ENCODER, EXPERT, HEADS
 
 Shapes = Mapping[str, tuple[int, ...]]
-
-
-@dataclass(frozen=True)
-class ReferenceOptions:
-    """What the tensors cannot tell, with the reference's defaults."""
-
-    nhead: int = 8
-    """Attention heads of the action expert."""
-    sensor_nhead: int = 8
-    """Attention heads of the sensor encoder."""
-    sensor_temporal_length: int = 65
-    """Sensor samples that the encoder was built for; other windows are resampled to it."""
-    diffusion_timesteps: int = 100
-    """Steps of the diffusion's noise schedule."""
-    horizon: int = 8
-    """Actions in a chunk; a regression checkpoint tells it itself."""
-    vl_dim: int | None = None
-    """Width of the vision-language features; needed only where a checkpoint holds a fusion of vision-language and
-    sensor features without the sensor encoder."""
-    interpolation_mode: Interpolation = "linear"
-    """How sensor windows of another length are resampled."""
 
 
 def infer_config(shapes: Shapes, options: ReferenceOptions, *, source: str) -> PolicyConfig:

@@ -84,7 +84,7 @@ def export_features(dataset, cache, provenance, *, width=WIDTH):
 
 def policy_config(workspace, head="regression", fusion="concat", **overrides):
     values = {
-        "head": HEADS[head],
+        "head": HEADS[head] if isinstance(head, str) else head,
         "vl_dim": workspace.features.width,
         "vl_slots": workspace.features.num_slots,
         "sensor": SensorEncoderConfig(hidden_dim=4, output_dim=8, num_conv_layers=1, use_transformer=False),

@@ -14,7 +14,7 @@ from vla_jax.heads.regression import RegressionConfig  # noqa: E402
 from vla_jax.models.config import FusionConfig, SensorEncoderConfig  # noqa: E402
 from vla_jax.policy.config import PolicyConfig  # noqa: E402
 from vla_jax.reference.conversion import export_checkpoint, import_checkpoint  # noqa: E402
-from vla_jax.reference.inferred_config import ReferenceOptions  # noqa: E402
+from vla_jax.reference.options import ReferenceOptions  # noqa: E402
 from vla_jax.reference.reference_policy import load_reference  # noqa: E402
 
 OPTIONS = {"nhead": 4, "sensor_nhead": 4, "sensor_temporal_length": 20, "diffusion_timesteps": 10}
