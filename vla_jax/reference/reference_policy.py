@@ -15,7 +15,8 @@ from vla_jax.heads.diffusion import Sampler
 from vla_jax.models.config import Interpolation
 from vla_jax.policy.config import PolicyConfig
 from vla_jax.policy.network import PolicyNetwork
-from vla_jax.reference.options import ReferenceOptions, infer_config
+from vla_jax.reference.inferred_config import infer_config
+from vla_jax.reference.options import ReferenceOptions
 from vla_jax.reference.tensor_names import ENCODER, EXPERT
 from vla_jax.reference.torch_files import ReferenceCheckpoint, read_checkpoint
 from vla_jax.reference.weights import network_from_weights
