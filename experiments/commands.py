@@ -3,7 +3,11 @@
 import importlib
 import sys
 from difflib import get_close_matches
-from typing import NoReturn
+from types import ModuleType
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from experiments.cli import Command
 
 COMMANDS = {
     "phantom": "writes simulated needle insertions as episodes",
@@ -42,10 +46,11 @@ def main() -> NoReturn:
         print(f"error: unknown command {name}; {hint}All commands: vla-jax --help", file=sys.stderr)
         sys.exit(USAGE_STATUS)
     sys.argv[1:] = words  # As the command finds them when it is called by itself.
-    command_module(known).COMMAND.run()
+    command: Command = command_module(known).COMMAND
+    command.run()
 
 
-def command_module(name: str):
+def command_module(name: str) -> ModuleType:
     """Imports the module that declares a command."""
     return importlib.import_module(f"experiments.{name}" + (".__main__" if name == "phantom" else ""))
 

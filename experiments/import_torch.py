@@ -30,15 +30,18 @@ def main(arguments: Arguments) -> None:
     import jax
     from flax import nnx
 
+    from vla_jax.heads.transformer_head import TransformerHeadConfig
     from vla_jax.reference.conversion import import_checkpoint
 
     policy, directory = import_checkpoint(arguments.checkpoint, arguments.out, arguments.options)
-    config, found = policy.config, policy.checkpoint
+    config, head, found = policy.config, policy.config.head, policy.checkpoint
+    assert found is not None, "it was read from a file"
+    assert isinstance(head, TransformerHeadConfig), "as all of the reference's are"
     count = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(policy.network, nnx.Param)))
     print(f"{arguments.checkpoint}: {found.layout} layout, {found.ignored} tensors of other parts ignored")
     print(
-        f"{config.head.kind} policy, fusion {config.fusion.strategy}, vision-language width {config.vl_dim}, "
-        f"expert {config.head.num_layers} layers of {config.head.hidden_dim}, {count / 1e6:.1f} M parameters"
+        f"{head.kind} policy, fusion {config.fusion.strategy}, vision-language width {config.vl_dim}, "
+        f"expert {head.num_layers} layers of {head.hidden_dim}, {count / 1e6:.1f} M parameters"
     )
     print(f"written to {directory}")
 

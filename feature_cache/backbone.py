@@ -238,12 +238,14 @@ def _load_model(folder: Path, device: str, dtype):
         if attention == "flash_attention_2" and not _flash_attention_usable(device, dtype):
             continue
         try:
-            model, report = transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained(
+            # A pair, which only `output_loading_info` makes of it.
+            loaded: Any = transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained(
                 folder, dtype=dtype, attn_implementation=attention, output_loading_info=True
             )
         except (ImportError, NotImplementedError) as error:
             logger.warning("attention %s is not available (%s); trying the next", attention, error)
             continue
+        model, report = loaded
         absent = sorted(report["missing_keys"])
         if absent:
             # transformers would go on with random values in their place.

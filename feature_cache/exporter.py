@@ -11,7 +11,7 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -204,7 +204,7 @@ class _Run:
 
 def _prepared_batches(
     encoder: RecordEncoder, todo: list[list[WorkItem]], threads: ThreadPoolExecutor
-) -> Iterator[tuple[list[WorkItem], list[PreparedRecord], dict[str, Any]]]:
+) -> Generator[tuple[list[WorkItem], list[PreparedRecord], dict[str, Any]], None, None]:
     """Yields the batches in order, each with its records and their inputs, made by `threads` ahead of time."""
 
     def prepare(item: WorkItem) -> PreparedRecord:
@@ -233,7 +233,7 @@ def _prepared_batches(
 
 
 @contextlib.contextmanager
-def _threads_for_decoding(backbone: Backbone) -> Iterator[None]:
+def _threads_for_decoding(backbone: Backbone) -> Generator[None, None, None]:
     """Leaves one processor to the decoding threads where the model computes on the same ones.
 
     Its threads wait for each other many times a record, and one that is kept waiting by a decoder holds up all.

@@ -65,7 +65,9 @@ class PromptImageProcessor:
         from transformers import AutoTokenizer
         from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        assert tokenizer is not None, "None is for models without one"
+        self.tokenizer = tokenizer
         # Despite their names these are areas, in the image processors of this family.
         self.image_processor = Qwen2VLImageProcessorPil.from_pretrained(
             folder, size={"shortest_edge": _TOKEN_PIXELS, "longest_edge": max_pixels}
@@ -73,9 +75,9 @@ class PromptImageProcessor:
         self.chat_template = _chat_template(self.tokenizer, Path(folder))
         self.image_token_id = self.tokenizer.convert_tokens_to_ids("<|image_pad|>")
         # Taken now: a later call with padding changes what the tokenizer says of itself.
-        tokenizer = self.tokenizer.backend_tokenizer.to_str()
+        description = tokenizer.backend_tokenizer.to_str()
         self._template_digest = hashlib.sha256(
-            json.dumps([self.chat_template, tokenizer]).encode()
+            json.dumps([self.chat_template, description]).encode()
         ).hexdigest()
         self._prompt_tokens = lru_cache(maxsize=4096)(self._tokenize)
 

@@ -103,7 +103,7 @@ def unpack_keys(keys: np.ndarray) -> list[str]:
 
 def record_checksum(key: np.ndarray, features: np.ndarray) -> int:
     """Returns the CRC-32 of one record. key: uint64 (2,); features: contiguous (n, V)."""
-    return zlib.crc32(features.view(np.uint8), zlib.crc32(key.tobytes()))
+    return zlib.crc32(features.view(np.uint8).data, zlib.crc32(key.tobytes()))
 
 
 def write_shard(
@@ -167,7 +167,7 @@ def read_table(path: Path) -> ShardTable:
 def _table_from_parts(
     path: Path, header: dict, description: dict, table: bytes, num_bytes: int
 ) -> ShardTable:
-    def column(name: str, dtype: type) -> np.ndarray:
+    def column(name: str, dtype: str) -> np.ndarray:
         begin, end = header[name]["data_offsets"]
         return np.frombuffer(table[begin:end], dtype=dtype).reshape(header[name]["shape"])
 

@@ -96,8 +96,8 @@ def _tokenizer():
     model = json.loads(trained.to_str())["model"]
     return Qwen2Tokenizer(
         vocab=model["vocab"],
-        merges=[tuple(merge) for merge in model["merges"]],
-        unk_token=None,
+        merges=[tuple(merge) for merge in model["merges"]],  # pyrefly: ignore[bad-argument-type]: it takes pairs too
+        unk_token=None,  # pyrefly: ignore[bad-argument-type]: bytes need none
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
         additional_special_tokens=list(_SPECIAL_TOKENS),

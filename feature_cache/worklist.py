@@ -17,8 +17,13 @@ from vla_jax.errors import UserError
 class EncodedImage(Protocol):
     """One image: what to call it, its bytes, and the digest they had when the data set was prepared."""
 
-    path: Path | str
-    digest: str
+    @property
+    def path(self) -> Path | str:
+        """What to call it."""
+
+    @property
+    def digest(self) -> str:
+        """Of its bytes, when the data set was prepared."""
 
     def open(self) -> BinaryIO:
         """Opens the encoded image. Raises OSError where it cannot be read."""

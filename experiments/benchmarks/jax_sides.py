@@ -19,7 +19,9 @@ from experiments.benchmarks.networks import (
     Inputs,
 )
 from vla_jax.contracts.observation import Observation
+from vla_jax.heads.diffusion import DiffusionHead
 from vla_jax.heads.head_config import Sampling
+from vla_jax.heads.regression import RegressionHead
 from vla_jax.policy.network import PolicyNetwork, abstract_network
 from vla_jax.policy.precision import with_dtype
 
@@ -37,10 +39,13 @@ def inference_side(
     def actions(state: nnx.State, vl: jax.Array, sensor: jax.Array, noise: jax.Array) -> jax.Array:
         policy = nnx.merge(graphdef, state)
         condition = policy.condition(vl, policy.encode_sensor(sensor))
+        head = policy.expert
         if case == "regression":
-            return policy.expert.decode(condition, jnp.zeros_like(noise))[0]
+            assert isinstance(head, RegressionHead)
+            return head.decode(condition, jnp.zeros_like(noise))[0]
+        assert isinstance(head, DiffusionHead)
         keys = jax.random.split(jax.random.key(0), len(noise))
-        return policy.expert.denoise(noise, condition, sampling=Sampling(case, steps), keys=keys)
+        return head.denoise(noise, condition, sampling=Sampling(case, steps), keys=keys)
 
     return lambda: np.asarray(actions(state, *observed))
 

@@ -6,6 +6,7 @@ from typing import Literal
 import numpy as np
 
 from vla_jax.diffusion.schedule import Schedule, cosine_schedule
+from vla_jax.heads.transformer_head import TransformerHeadConfig
 from vla_jax.policy.config import PolicyConfig
 
 HeadKind = Literal["diffusion", "regression"]
@@ -23,6 +24,7 @@ def policy_config(kind: HeadKind, sensor_length: int, size: Size) -> PolicyConfi
     """Returns the reference's network, with narrow layers where `size` is small."""
     config = PolicyConfig.reference(kind)
     if size == "small":
+        assert isinstance(config.head, TransformerHeadConfig)
         config = replace(
             config,
             vl_dim=64,

@@ -8,6 +8,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from vla_jax.heads.diffusion import DiffusionConfig
+from vla_jax.heads.regression import RegressionConfig
 from vla_jax.models.config import SensorEncoderConfig
 from vla_jax.policy.config import PolicyConfig
 
@@ -96,6 +98,7 @@ class DiffusionExpert(_Expert):
     def __init__(self, config: PolicyConfig):
         super().__init__(config)
         expert = config.head
+        assert isinstance(expert, DiffusionConfig)
         width = expert.hidden_dim
         self.embedding_dim = expert.time_embedding_dim
         self.time_embed = nn.Sequential(
@@ -128,6 +131,7 @@ class RegressionExpert(_Expert):
     def __init__(self, config: PolicyConfig):
         super().__init__(config)
         expert = config.head
+        assert isinstance(expert, RegressionConfig)
         width = expert.hidden_dim
         self.pos_embed = nn.Parameter(0.02 * torch.randn(1, config.horizon, width))
         self.fusion_proj = nn.Linear(self.condition_dim, width)

@@ -51,7 +51,8 @@ class PackedBatches(Dataset):
             self._opened = dataset, self._workspace.features(dataset)
         chosen = np.random.default_rng(index).choice(self._ticks, self._batch_size)
         batch = make_batch(*self._opened, chosen)
-        return {name: torch.from_numpy(batch[name]) for name in ("vl", "sensor", "actions")}
+        arrays = {"vl": batch.observation.vl, "sensor": batch.observation.sensor, "actions": batch.actions}
+        return {name: torch.from_numpy(np.asarray(array)) for name, array in arrays.items()}
 
 
 def train(spec: TorchSpec) -> TrainingMeasurement:

@@ -98,15 +98,11 @@ class SceneRenderer:
     def render(self, pose: NDArray, rng: np.random.Generator) -> dict[str, NDArray]:
         """Returns view -> picture (uint8 [size, size, 3]) of the needle at `pose` (6,), with pixel noise from `rng`."""
         rotation = rotation_matrix(pose[3:])
+        carried = _carried(TOOL_CAMERA, pose, rotation)
+        cameras = (carried, *SIDE_CAMERAS)
+        without_needle = (self._draw_phantom(carried), *(image.copy() for image in self._backgrounds))
         images = {}
-        for view, camera, background in zip(
-            VIEWS, (None, *SIDE_CAMERAS), (None, *self._backgrounds), strict=True
-        ):
-            if camera is None:
-                camera = _carried(TOOL_CAMERA, pose, rotation)
-                image = self._draw_phantom(camera)
-            else:
-                image = background.copy()
+        for view, camera, image in zip(VIEWS, cameras, without_needle, strict=True):
             self._draw_needle(image, camera, pose, rotation)
             images[view] = self._develop(image, rng)
         return images

@@ -73,7 +73,7 @@ def write_data_set(
     settings: DataSetSettings,
     *,
     num_workers: int = 1,
-    on_written: Callable[[Path], None] = lambda path: None,
+    on_written: Callable[[Path], object] = lambda path: None,
 ) -> None:
     """Writes the episodes 0 … num_episodes-1 that `out` does not hold yet.
 

@@ -86,7 +86,8 @@ def demonstrator_velocity(state: InsertionState) -> NDArray:
     lateral = _towards_zero(state.lateral_mm, _LATERAL_RATE, _LATERAL_MAX_MM_S)
     angular = _towards_zero(-state.pose[3:], _ANGULAR_RATE, _ANGULAR_MAX_DEG_S)
     misaligned = max(
-        np.linalg.norm(state.lateral_mm) / ALIGNED_MM, np.max(np.abs(state.pose[3:])) / ALIGNED_DEG
+        float(np.linalg.norm(state.lateral_mm)) / ALIGNED_MM,
+        float(np.max(np.abs(state.pose[3:]))) / ALIGNED_DEG,
     )
     readiness = 1.0 - _smooth_step((misaligned - 1.0) / 1.5)
     return np.concatenate([lateral, [-readiness * _insertion_speed(state)], angular])

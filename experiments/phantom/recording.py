@@ -1,5 +1,6 @@
 """One episode in memory: the scripted demonstrator, driven through the simulator, and what was recorded."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -35,7 +36,7 @@ class Recording:
     poses: NDArray
     sensor_times_s: NDArray
     sensor: NDArray | None
-    images: list[tuple[float, dict[str, NDArray]]]
+    images: list[tuple[float, Mapping[str, NDArray]]]
     segments: list[Segment] = field(default_factory=list)
 
 
@@ -62,14 +63,14 @@ def record_demonstration(simulator: PhantomSimulator, seed: np.random.SeedSequen
             raise RuntimeError(
                 f"the demonstrator has not reached the target in {_MAX_STEPS} steps: {scenario}"
             )
-    sensors = [trace.sensor for trace in traces]
+    sensors = [trace.sensor for trace in traces if trace.sensor is not None]
     return Recording(
         scenario=scenario,
         # Of the still step before the start, only the pose at time 0 is kept.
         pose_times_s=np.concatenate([traces[0].pose_times_s[-1:], *(t.pose_times_s for t in traces[1:])]),
         poses=np.concatenate([traces[0].poses[-1:], *(t.poses for t in traces[1:])]),
         sensor_times_s=np.concatenate([t.sensor_times_s for t in traces]),
-        sensor=None if sensors[0] is None else np.concatenate(sensors, dtype=np.float16, casting="same_kind"),
+        sensor=np.concatenate(sensors, dtype=np.float16, casting="same_kind") if sensors else None,
         images=images if reading.images else [],
         segments=find_segments(states),
     )

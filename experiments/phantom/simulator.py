@@ -119,7 +119,7 @@ class PhantomSimulator:
         rows = np.arange(ROWS_PER_STEP)
         heights = start[2] + (target[2] - start[2]) * rows / ROWS_PER_STEP
         force, sensor = self._sense(
-            heights, np.linalg.norm(target[:2] - start[:2]), (start[2] - target[2]) / STEP_S
+            heights, float(np.linalg.norm(target[:2] - start[:2])), (start[2] - target[2]) / STEP_S
         )
         fraction = np.arange(1, POSES_PER_STEP + 1)[:, None] / POSES_PER_STEP
         poses = start + (target - start) * fraction
@@ -132,7 +132,7 @@ class PhantomSimulator:
             sensor=sensor,
             force_n=force,
         )
-        if self.has_images and self._num_steps % STEPS_PER_IMAGE == 0:
+        if self._renderer is not None and self._num_steps % STEPS_PER_IMAGE == 0:
             # Exposed one robot sample before the tick, so that the newest picture is never later than the tick.
             self._images = self._renderer.render(poses[-2], self._camera_rng)
             self._image_time_s = float(self.trace.pose_times_s[-2])

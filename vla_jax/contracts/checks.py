@@ -3,19 +3,22 @@
 from dataclasses import fields
 from difflib import get_close_matches
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from vla_jax.errors import UserError
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
-def check_choices(config: object) -> None:
+
+def check_choices(config: "DataclassInstance") -> None:
     """Refuses a value outside a `Literal` field's choices, and offers the closest one.
 
     Raises:
         UserError: names the class, the field, the value and the choices.
     """
     hints = get_type_hints(type(config))
-    for entry in fields(config):  # type: ignore[arg-type]
+    for entry in fields(config):
         choices = _choices(hints[entry.name])
         value = getattr(config, entry.name)
         if choices and value is not None and value not in choices:

@@ -1,6 +1,7 @@
 """What a policy sees, and what it is trained on: the two pytrees that pass between data, training and robot."""
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,7 +88,7 @@ class Batch:
     """False for rows that only fill a batch up."""
     resident: ResidentRows = ResidentRows()
     """What the observation leaves to the devices."""
-    columns: dict[str, ArrayLike] = dataclasses.field(default_factory=dict)
+    columns: Mapping[str, ArrayLike] = dataclasses.field(default_factory=dict)
     """Registered per-tick columns that batches carry (`vla_jax.dataset.schema`), by name."""
 
     def replace(self, **changes: Any) -> "Batch":

@@ -70,6 +70,7 @@ def make_grid(recording: Recording, options: EpisodeOptions) -> Grid:
     if recording.state is None or recording.state_names != POSE_NAMES:
         raise EpisodeError("neither actions nor the poses of an arm were recorded")
     times, poses = recording.times, recording.state
+    assert times is not None, "what moved has times"
     if len(times) < 2:
         raise EpisodeError("a single pose: at least two are needed for an action")
     check_angle_jumps(times, poses)
@@ -96,6 +97,8 @@ def make_grid(recording: Recording, options: EpisodeOptions) -> Grid:
 def _recorded_actions(recording: Recording, options: EpisodeOptions) -> Grid:
     """Each recorded action is a tick."""
     times, actions, rate = recording.times, recording.actions, recording.rate_hz
+    assert times is not None, "what moved has times"
+    assert actions is not None
     check_times(times, "actions")
     if abs(rate / options.action_hz - 1) > NOMINAL_RATE_TOLERANCE:
         raise EpisodeError(

@@ -124,7 +124,9 @@ def _pack(
         images=list(pictures.locators),
         images_per_view=[int((pictures.rows[view] >= 0).sum()) for view in views],
         sensor_rows=len(stream.row_times) if stream else 0,
-        sensor_channels=recording.sensor.rows.channels if stream else SensorSpec().channels,
+        sensor_channels=recording.sensor.rows.channels
+        if recording.sensor and stream
+        else SensorSpec().channels,
         sensor_hz=recording.sensor.hz if recording.sensor else None,
         pose_hz=grid.state_hz,
         state_names=list(recording.state_names) if recording.state is not None else [],

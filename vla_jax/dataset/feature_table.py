@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Int
 
 from feature_cache.keys import record_key
 from feature_cache.store import FeatureStore
@@ -190,7 +191,9 @@ class FeatureTable:
         return values, mask
 
 
-def record_keys(dataset: PackedDataset, records: Sequence[int], provenance: Provenance) -> list[str]:
+def record_keys(
+    dataset: PackedDataset, records: Sequence[int] | Int[np.ndarray, " n"], provenance: Provenance
+) -> list[str]:
     """Returns the cache key of each of the given records under a provenance."""
     digest = provenance.digest()
     chosen = (dataset.records[int(i)] for i in records)

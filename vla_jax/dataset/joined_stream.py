@@ -32,6 +32,7 @@ def write_joined_stream(path: Path, episodes: Sequence[PackedEpisode], dtype: np
         header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False}
         np.lib.format.write_array_header_1_0(file, {**header, "shape": (num_rows, num_channels)})
         for episode in with_sensor:
+            assert episode.sensor_file is not None
             with open(episode.sensor_file, "rb") as source:
                 source.seek(episode.sensor_offset)
                 _copy(source, file, episode.info.sensor_rows * row_bytes)
@@ -47,7 +48,7 @@ def _unchanged_stream(episodes: Sequence[PackedEpisode], row_bytes: int) -> Path
         if (episode.sensor_file, episode.sensor_offset) != (file, end):
             return None
         end += episode.info.sensor_rows * row_bytes
-    return file if file.stat().st_size == end else None
+    return file if file is not None and file.stat().st_size == end else None
 
 
 def _copy(source: BinaryIO, target: BinaryIO, num_bytes: int) -> None:

@@ -72,7 +72,7 @@ def join(
     )
     meta = _meta(episodes, options)
     entries = _entries(out, members, splits)
-    index = {
+    index: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "meta": meta,
         "columns": [column.to_json() for column in columns],
@@ -231,7 +231,7 @@ def cut_out(dataset: PackedDataset, number: int) -> PackedEpisode:
     """Returns one episode of a data set as it was before it was joined."""
     entry = dataset.raw_episodes[number]
     bins = dataset.array("histogram_start")
-    rows = {
+    rows: dict[str, slice | int] = {
         name: slice(entry[f"{name}_start"], entry[f"{name}_stop"]) for name in ("tick", "instant", "image")
     }
     rows |= {"bin": slice(bins[number], bins[number + 1]), "episode": number}
@@ -244,8 +244,8 @@ def cut_out(dataset: PackedDataset, number: int) -> PackedEpisode:
     }
     views = [dataset.meta.views.index(view) for view in entry["views"]]
     arrays["instant_images"] = arrays["instant_images"][:, views]
-    first, stop = rows["image"].start, rows["image"].stop
-    images = unpack_texts(dataset.array("image_path"), dataset.array("image_start"), first, stop)
+    texts = dataset.array("image_path"), dataset.array("image_start")
+    images = unpack_texts(*texts, entry["image_start"], entry["image_stop"])
     fields = {name: entry[name] for name in ENTRY_FIELDS} | {"instruction": entry["recorded_prompt"]}
     info = EpisodeInfo(**fields, images=images)
     if not info.sensor_rows:

@@ -72,7 +72,7 @@ class EpisodeEntry:
     source: str
     path: str
     format: str
-    split: str
+    split: Split
     instruction: str
     tick_start: int
     tick_stop: int
@@ -125,7 +125,7 @@ class PackedDataset:
         self.path = path
         self.content = path / index["content"]
         self.index = index
-        self.meta = PackedMeta(**{**index["meta"], "views": tuple(index["meta"]["views"])})
+        self.meta = PackedMeta(**(index["meta"] | {"views": tuple(index["meta"]["views"])}))
         self.spec = spec_from_json(index["spec"], str(path / INDEX_FILE))
         self.raw_episodes = entries
         self.episodes: tuple[EpisodeEntry, ...] = tuple(map(_episode_entry, entries))

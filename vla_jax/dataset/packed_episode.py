@@ -61,7 +61,7 @@ class PackedEpisode:
 
 def write_packed(directory: Path, info: EpisodeInfo, arrays: dict[str, np.ndarray]) -> None:
     """Writes a packed episode's columns and description beside its sensor rows."""
-    np.savez(directory / ARRAYS_FILE, **arrays)
+    np.savez(directory / ARRAYS_FILE, allow_pickle=False, **arrays)
     (directory / INFO_FILE).write_text(json.dumps(asdict(info)), encoding="utf-8")
 
 

@@ -82,8 +82,8 @@ def prepare(sources: Sequence[str], out: str | Path, options: PrepareOptions) ->
             packed = known.get(fingerprints[i]) or load_packed(places[i])
             if packed is None:
                 continue
-            weight = 1.0 if weights[i] is None else weights[i]
-            members.append(JoinedEpisode(episode, packed, prompts[i] or options.instruction, weight))
+            prompt, weight = prompts[i] or options.instruction, weights[i]
+            members.append(JoinedEpisode(episode, packed, prompt, 1.0 if weight is None else weight))
             if str(episode.path) not in told:
                 findings += [Finding(str(episode.path), note, False) for note in packed.info.notes]
         _refuse_faults(findings, len(episodes), options.strict)

@@ -11,7 +11,7 @@ sees the newest value at or before it.
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import numpy as np
 from jaxtyping import Int64, UInt8
@@ -67,7 +67,9 @@ class Column:
 
     def unknown(self, num_ticks: int) -> np.ndarray:
         """Returns the column of ticks that nothing was recorded for."""
-        return np.full((num_ticks, *self.shape), np.nan if self.fill is None else self.fill, self.dtype)
+        shape = self.shape
+        assert _is_known(shape), "as that of every registered column"
+        return np.full((num_ticks, *shape), np.nan if self.fill is None else self.fill, self.dtype)
 
     def to_json(self) -> dict[str, Any]:
         """Returns JSON values; `from_json` is the inverse."""
@@ -76,7 +78,8 @@ class Column:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Column":
         """Builds a column from `to_json`'s values."""
-        return cls(**{**value, "shape": tuple(value["shape"])})
+        values: dict[str, Any] = {**value, "shape": tuple(value["shape"])}
+        return cls(**values)
 
 
 COLUMNS = (
@@ -126,7 +129,7 @@ def register_column(column: Column) -> None:
     _REGISTERED[column.name] = column
 
 
-def _is_known(shape: tuple[int | str, ...]) -> bool:
+def _is_known(shape: tuple[int | str, ...]) -> TypeGuard[tuple[int, ...]]:
     return all(isinstance(size, int) for size in shape)
 
 

@@ -225,7 +225,10 @@ def statistics_from_json(value: Mapping[str, Any]) -> dict[str, FeatureStatistic
     return {
         name: FeatureStatistics(
             int(entry["count"]),
-            *(array(entry[key]) for key in ("mean", "std", "min", "max")),
+            array(entry["mean"]),
+            array(entry["std"]),
+            array(entry["min"]),
+            array(entry["max"]),
             {float(q): array(numbers) for q, numbers in entry["quantiles"].items()},
         )
         for name, entry in value.items()

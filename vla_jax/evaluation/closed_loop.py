@@ -11,6 +11,7 @@ policy. At each control tick of an episode:
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -208,7 +209,7 @@ def _decide(
         empty = np.zeros_like(next(window for window in windows if window is not None))
         sensor = np.stack([empty if window is None else window for window in windows])
     names = jnp.array([(row.seed, row.tick) for row in rows], jnp.uint32)
-    arguments = {"key": _row_keys(key, names)}
+    arguments: dict[str, Any] = {"key": _row_keys(key, names)}
     if settings.anchored:
         horizon = rows[0].environment.actions.horizon
         previous = np.stack([row.previous_action for row in rows])

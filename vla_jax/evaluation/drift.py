@@ -6,6 +6,7 @@ are those of the recording. The drift is how far the integrated pose is then fro
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -77,7 +78,7 @@ def drift_per_episode(
     ]
 
 
-def summarise_drift(drifts: list[Drift]) -> dict[str, object]:
+def summarise_drift(drifts: list[Drift]) -> dict[str, Any]:
     """Returns the mean over stretches of the final and of the mean drift, the worst final one, and each stretch's.
 
     Keys: final_mm, mean_mm, worst_mm, final_deg, mean_deg, worst_deg (None without stretches, and where no action has
@@ -92,7 +93,7 @@ def summarise_drift(drifts: list[Drift]) -> dict[str, object]:
         }
         for drift in drifts
     ]
-    summary: dict[str, object] = {}
+    summary: dict[str, Any] = {}
     for unit in ("mm", "deg"):
         final, mean = (_known(entry[f"{name}_{unit}"] for entry in per_stretch) for name in ("final", "mean"))
         summary[f"final_{unit}"] = float(np.mean(final)) if final else None

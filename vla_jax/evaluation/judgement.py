@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
-from vla_jax.dataset.packed_dataset import PackedDataset
+from vla_jax.dataset.packed_dataset import PackedDataset, Split
 from vla_jax.evaluation.baselines import baseline_predictions
 from vla_jax.evaluation.drift import Drift, drift_per_episode, summarise_drift
 from vla_jax.evaluation.metrics import Metrics, metrics_of_subsets
@@ -61,7 +61,7 @@ def error_factor(baseline: float | None, policy: float | None) -> float | None:
 
 
 def judged_on(
-    policy: InsertionPolicy, dataset: PackedDataset, predictions: Predictions, split: str, seed: int
+    policy: InsertionPolicy, dataset: PackedDataset, predictions: Predictions, split: Split, seed: int
 ) -> dict[str, Any]:
     """Returns what was judged, and on what: policy, data and features, for `metrics.json` and the report."""
     config, loaded = policy.config, policy.loaded

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from vla_jax.dataset.feature_table import FeatureTable
-from vla_jax.dataset.packed_dataset import PackedDataset
+from vla_jax.dataset.packed_dataset import PackedDataset, Split
 from vla_jax.errors import UserError
 from vla_jax.evaluation.drift import Drift
 from vla_jax.evaluation.judgement import judge, judged_on
@@ -31,7 +31,7 @@ def evaluate(
     policy: InsertionPolicy,
     dataset: PackedDataset,
     features: FeatureTable,
-    split: str,
+    split: Split,
     *,
     batch_size: int,
     seed: int = 0,

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 
 from vla_jax.dataset.batches import sequential_batches
 from vla_jax.dataset.feature_table import FeatureTable
-from vla_jax.dataset.packed_dataset import PackedDataset
+from vla_jax.dataset.packed_dataset import PackedDataset, Split
 from vla_jax.policy.insertion_policy import InsertionPolicy
 from vla_jax.policy.prediction import row_keys
 from vla_jax.progress import progress_bar
@@ -38,7 +38,7 @@ def predict_split(
     policy: InsertionPolicy,
     dataset: PackedDataset,
     features: FeatureTable,
-    split: str,
+    split: Split,
     *,
     batch_size: int,
     seed: int = 0,
@@ -53,12 +53,13 @@ def predict_split(
     with progress_bar(total=len(features.sample_ticks(split)), desc=f"predict {split}", unit="sample") as bar:
         for batch in sequential_batches(dataset, features, split, batch_size):
             observation, valid = batch.observation, batch.valid
-            has_sensor = observation.has_sensor
+            has_sensor, previous = observation.has_sensor, observation.previous_chunk
+            assert previous is not None, "every data set has one"
             rows = {
                 "tick": batch.tick,
                 "predicted": policy.infer(observation, draw_keys(root, batch.tick)),
                 "target": batch.actions,
-                "previous_action": observation.previous_chunk[:, -1],
+                "previous_action": previous[:, -1],
                 "has_sensor": np.zeros(len(valid), bool) if has_sensor is None else has_sensor,
             }
             for name, value in rows.items():

@@ -258,6 +258,7 @@ class DiffusionHead(ActionHead):
                 clip=config.clip_range if config.ddim_clip else None,
                 noise=noise,
             )
+        assert noise is not None, "drawn above"
         return ddpm_sample(
             network,
             x_T,

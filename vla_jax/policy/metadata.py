@@ -93,17 +93,16 @@ def upgrade(raw: Mapping[str, Any], *, source: str) -> tuple[dict[str, Any], dic
     """
     config, identity = raw["config"], RunIdentity(**raw["identity"])
     network = config_json.from_plain(PolicyConfig, config["policy"], source=source)
+    normalisation: dict[str, Any] = {
+        **config.get("normalisation", {}),
+        "sensor": "centred" if raw["centre_ascan"] else "none",
+    }
     averaged = config.get("ema_decay", 0.0) > 0
     policy = PolicyMetadata(
         network=network,
         data=_data_of(network, identity.data.get("meta", {})),
         features=_features_of(network, identity.features, source),
-        normalisation=NormalisationConfig(
-            **{
-                **config.get("normalisation", {}),
-                "sensor": "centred" if raw["centre_ascan"] else "none",
-            }
-        ),
+        normalisation=NormalisationConfig(**normalisation),
         weights="ema_params" if averaged else "params",
         identity=identity,
         step=raw["step"],
@@ -120,7 +119,7 @@ def upgrade(raw: Mapping[str, Any], *, source: str) -> tuple[dict[str, Any], dic
 
 def _data_of(network: PolicyConfig, meta: Mapping[str, Any]) -> DataSpec:
     unknown = unknown_data(network)
-    views, sensor = meta.get("views"), unknown.sensor
+    views = meta.get("views")
     return DataSpec(
         actions=ActionSpec(
             unknown.actions.names,
@@ -129,7 +128,7 @@ def _data_of(network: PolicyConfig, meta: Mapping[str, Any]) -> DataSpec:
             meta.get("action_hz"),
         ),
         views=None if views is None else tuple(views),
-        sensor=SensorSpec(sensor.channels, meta.get("sensor_window_size"), meta.get("sensor_hz")),
+        sensor=SensorSpec(network.sensor.channels, meta.get("sensor_window_size"), meta.get("sensor_hz")),
         alignment=meta.get("alignment"),
         refresh_ticks=meta.get("vlm_reuse_count"),
     )

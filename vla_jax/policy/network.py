@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Key
 
-from vla_jax.contracts.observation import Observation
+from vla_jax.contracts.observation import ArrayLike, Observation
 from vla_jax.heads.head_config import Sampling
 from vla_jax.models.dropout import DropoutKey, split_key
 from vla_jax.models.fusion import Fusion
@@ -69,7 +69,7 @@ class PolicyNetwork(nnx.Module):
             actions,
             keys=keys[:2],
             dropout_key=head_key,
-            previous_chunk=observation.previous_chunk,
+            previous_chunk=_as_jax(observation.previous_chunk),
         )
 
     def sample(
@@ -86,7 +86,7 @@ class PolicyNetwork(nnx.Module):
         features = self.sensor_features(observation)
         condition = self.condition(observation.vl, features, observation.vl_mask)
         return self.expert.sample(
-            condition, keys=keys, previous_chunk=observation.previous_chunk, sampling=sampling
+            condition, keys=keys, previous_chunk=_as_jax(observation.previous_chunk), sampling=sampling
         )
 
     def sensor_features(
@@ -109,8 +109,8 @@ class PolicyNetwork(nnx.Module):
 
     def encode_sensor(
         self,
-        sensor: Float[Array, "b t c"],
-        has_sensor: Bool[Array, " b"] | None = None,
+        sensor: Float[ArrayLike, "b t c"],
+        has_sensor: Bool[ArrayLike, " b"] | None = None,
         *,
         train: bool = False,
         key: DropoutKey = None,
@@ -121,7 +121,8 @@ class PolicyNetwork(nnx.Module):
         "no sensor" vector, or in the reference's way what the encoder makes of zeros.
         train: BatchNorm uses and updates the batch's statistics; `key` drops activations.
         """
-        sensor = sensor.astype(jnp.float32)
+        assert self.sensor_encoder is not None, "fusion none has no encoder"
+        sensor, has_sensor = jnp.asarray(sensor, jnp.float32), _as_jax(has_sensor)
         if has_sensor is not None:
             sensor = jnp.where(has_sensor[:, None, None], sensor, 0.0)
         counts = has_sensor if self.config.sensor.masked_statistics else None
@@ -132,14 +133,19 @@ class PolicyNetwork(nnx.Module):
 
     def condition(
         self,
-        vl: Float[Array, "b s v"],
+        vl: Float[ArrayLike, "b s v"] | None,
         sensor_features: Float[Array, "b d"] | None,
-        vl_mask: Bool[Array, "b s"] | None = None,
+        vl_mask: Bool[ArrayLike, "b s"] | None = None,
         *,
         key: DropoutKey = None,
     ) -> Float[Array, "b e"]:
         """The condition of the head: it depends on the observation alone. vl_mask: None means all tokens."""
-        return self.fusion(vl.astype(self.dtype), vl_mask, sensor_features, key=key)
+        assert vl is not None, "every policy reads features"
+        return self.fusion(jnp.asarray(vl, self.dtype), _as_jax(vl_mask), sensor_features, key=key)
+
+
+def _as_jax(array: ArrayLike | None) -> Array | None:
+    return None if array is None else jnp.asarray(array)
 
 
 def abstract_network(config: PolicyConfig) -> PolicyNetwork:

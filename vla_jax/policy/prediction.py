@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from vla_jax.contracts.observation import Observation
+from vla_jax.contracts.observation import ArrayLike, Observation
 from vla_jax.heads.head_config import Sampling
 from vla_jax.policy.network import PolicyNetwork
 from vla_jax.preprocessing.preprocessor import Preprocessor
@@ -25,6 +25,6 @@ def predict_batch(
     return preprocessor.decode_actions(actions)
 
 
-def row_keys(key: Key[Array, ""], rows: Int[Array, " b"]) -> Key[Array, " b"]:
+def row_keys(key: Key[Array, ""], rows: Int[ArrayLike, " b"]) -> Key[Array, " b"]:
     """Returns a key for each row, of the key and the row's number alone: of its tick, in held-out errors."""
     return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.asarray(rows).astype(jnp.uint32))

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from vla_jax.contracts.observation import ArrayLike
 from vla_jax.preprocessing.config import NormalisationConfig
 
 # An action dimension whose spread is below this is constant (the gripper): it is normalised to its distance from
@@ -43,7 +44,7 @@ class Normaliser:
     feature_scale: Any
     centre_ascan: bool = dataclasses.field(metadata={"static": True}, default=True)
 
-    def normalise_actions(self, actions: Float[Array, "*b h a"]) -> Float[Array, "*b h a"]:
+    def normalise_actions(self, actions: Float[ArrayLike, "*b h a"]) -> Float[Array, "*b h a"]:
         """Maps action deltas in mm and degrees to network units."""
         return _standardise(
             actions, self.action_offset, jnp.where(self.action_scale > 0, self.action_scale, 1.0)
@@ -53,9 +54,9 @@ class Normaliser:
         """Maps network outputs to action deltas in mm and degrees; inverse of `normalise_actions` on the data."""
         return actions * _align(self.action_scale, actions) + _align(self.action_offset, actions)
 
-    def normalise_sensor(self, window: Float[Array, "*b t c"]) -> Float[Array, "*b t c"]:
+    def normalise_sensor(self, window: Float[ArrayLike, "*b t c"]) -> Float[Array, "*b t c"]:
         """Scales sensor windows; channel 0 is the force, the others are A-scan depth bins. Returns float32."""
-        window = window.astype(jnp.float32)
+        window = jnp.asarray(window, jnp.float32)
         force, ascan = window[..., :1], window[..., 1:]
         if self.centre_ascan:
             ascan = ascan - jnp.mean(ascan, axis=(-2, -1), keepdims=True)
@@ -64,7 +65,7 @@ class Normaliser:
         )
 
     def normalise_features(
-        self, features: Float[Array, "*b s v"], mask: Bool[Array, "*b s"]
+        self, features: Float[ArrayLike, "*b s v"], mask: Bool[ArrayLike, "*b s"]
     ) -> Float[Array, "*b s v"]:
         """Scales vision-language features; absent slots become zero. Returns float32."""
         scaled = _standardise(features, self.feature_offset, self.feature_scale)
@@ -130,11 +131,11 @@ def feature_moments(
     return mean, _scale_or(1.0, np.maximum(std, floor))
 
 
-def _standardise(values: Array, offset: Array, scale: Array) -> Array:
-    return (values.astype(jnp.float32) - _align(offset, values)) / _align(scale, values)
+def _standardise(values: ArrayLike, offset: Array, scale: Array) -> Array:
+    return (jnp.asarray(values, jnp.float32) - _align(offset, values)) / _align(scale, values)
 
 
-def _align(parameter: Array, values: Array) -> Array:
+def _align(parameter: Array, values: ArrayLike) -> Array:
     """Gives a parameter of the trailing axes the rank of the values."""
     return jnp.expand_dims(parameter, tuple(range(values.ndim - parameter.ndim)))
 

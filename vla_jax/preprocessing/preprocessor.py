@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import jax
 from jaxtyping import Array, Float
 
-from vla_jax.contracts.observation import Observation
+from vla_jax.contracts.observation import ArrayLike, Observation
 from vla_jax.preprocessing.normaliser import Normaliser
 
 
@@ -20,13 +20,16 @@ class Preprocessor:
         """Maps what was recorded to what the network reads: features (absent slots become zero), sensor windows and
         the previous chunk, all float32; masks stay, and what is None stays None."""
         normaliser, sensor, previous = self.normaliser, observation.sensor, observation.previous_chunk
+        vl, vl_mask = observation.vl, observation.vl_mask
+        assert vl is not None, "every policy reads features"
+        assert vl_mask is not None
         return observation.replace(
-            vl=normaliser.normalise_features(observation.vl, observation.vl_mask),
+            vl=normaliser.normalise_features(vl, vl_mask),
             sensor=None if sensor is None else normaliser.normalise_sensor(sensor),
             previous_chunk=None if previous is None else normaliser.normalise_actions(previous),
         )
 
-    def encode_actions(self, actions: Float[Array, "b h a"]) -> Float[Array, "b h a"]:
+    def encode_actions(self, actions: Float[ArrayLike, "b h a"]) -> Float[Array, "b h a"]:
         """Maps recorded actions to what the network predicts."""
         return self.normaliser.normalise_actions(actions)
 

@@ -98,7 +98,9 @@ def check_frame(frame: Frame) -> bytes:
         data = frame.read()
     except OSError as error:
         raise EpisodeError(f"{frame.locator}: cannot be read ({error.strerror or error})") from error
-    check_picture(frame.locator, data, ("JPEG", "PNG") if frame.kind == "file" else ("JPEG", "PNG", "PPM"))
+    check_picture(
+        str(frame.locator), data, ("JPEG", "PNG") if frame.kind == "file" else ("JPEG", "PNG", "PPM")
+    )
     return data
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -50,13 +50,13 @@ class LegacyReader(EpisodeReader):
             EpisodeError: data.pkl is damaged, hostile, or holds something of the wrong shape.
         """
         content = read_legacy_content(episode)
-        sensor = _sensor(episode, content)
+        sensor, ticks = _sensor(episode, content), _tick_times(content)
         recording = Recording(
             name=episode.resolve().name,
             format=self.kind,
             folder=episode,
             instruction=content.instruction or task_instruction(episode),
-            times=_tick_times(content),
+            times=ticks,
             state_names=POSE_NAMES,
             actions=content.actions,
             rate_hz=LEGACY_HZ,
@@ -64,9 +64,9 @@ class LegacyReader(EpisodeReader):
             confidence=1.0 if sensor is not None else CONFIDENCE_WITHOUT_SENSOR,
         )
         with recording.collecting():
-            recording.views = _views(content, recording.times, episode, options.allow_external_images)
+            recording.views = _views(content, ticks, episode, options.allow_external_images)
         if with_sensor and sensor is not None:
-            recording.sensor = SensorRecording(ArrayRows(sensor, "data.pkl"), recording.times, LEGACY_HZ)
+            recording.sensor = SensorRecording(ArrayRows(sensor, "data.pkl"), ticks, LEGACY_HZ)
         return recording
 
 
@@ -145,18 +145,16 @@ def _sensor(folder: Path, content: LegacyContent) -> np.ndarray | None:
     if beside is not None or stored is None:
         return beside
     if isinstance(stored, dict):
-        parts = [stored.get("force"), stored.get("fpi")]
-        if not all(isinstance(part, np.ndarray) and part.dtype.kind in "fiu" for part in parts):
+        force, scan = stored.get("force"), stored.get("fpi")
+        if not (_is_numeric(force) and _is_numeric(scan)):
             raise EpisodeError("data.pkl: sensor_data lacks force or fpi")
-        force, scan = parts
-        if force.ndim == 1:
-            force = force[:, None]
-        if force.shape != (num_actions, 1) or scan.shape != (num_actions, NUM_CHANNELS - 1):
+        column = force[:, None] if force.ndim == 1 else force
+        if column.shape != (num_actions, 1) or scan.shape != (num_actions, NUM_CHANNELS - 1):
             raise EpisodeError(
-                f"data.pkl: force {parts[0].shape} and fpi {scan.shape} for {num_actions} actions, expected "
+                f"data.pkl: force {force.shape} and fpi {scan.shape} for {num_actions} actions, expected "
                 f"({num_actions},) and ({num_actions}, {NUM_CHANNELS - 1})"
             )
-        return np.concatenate([force, scan], axis=1).astype(np.float32)
+        return np.concatenate([column, scan], axis=1).astype(np.float32)
     if (
         not isinstance(stored, np.ndarray)
         or stored.shape != (num_actions, NUM_CHANNELS)
@@ -167,13 +165,18 @@ def _sensor(folder: Path, content: LegacyContent) -> np.ndarray | None:
     return stored.astype(np.float32)
 
 
+def _is_numeric(value: Any) -> TypeGuard[np.ndarray]:
+    return isinstance(value, np.ndarray) and value.dtype.kind in "fiu"
+
+
 def _tick_times(content: LegacyContent) -> np.ndarray:
     """Pictures and actions share their index: the ticks are the pictures' times where these are usable."""
     nominal = np.arange(len(content.actions)) / LEGACY_HZ
     for paths in content.image_paths.values():
-        if len(paths) == len(nominal) and None not in paths:
+        present = [path for path in paths if path is not None]
+        if len(paths) == len(present) == len(nominal):
             try:
-                times = np.array([time_in_name(path) for path in paths])
+                times = np.array([time_in_name(path) for path in present])
             except EpisodeError:
                 continue
             if (np.diff(times) > 0).all():

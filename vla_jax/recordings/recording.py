@@ -1,6 +1,6 @@
 """One recorded episode in memory, whatever format it was read from."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,7 +55,7 @@ class Recording:
     pairing by index uses it."""
     in_whole_chunks: bool = False
     """Whether the reference, when it pairs by index, shows whole action chunks only, with pictures of their own."""
-    views: dict[str, Sequence[Frame]] = field(default_factory=dict)
+    views: Mapping[str, Sequence[Frame]] = field(default_factory=dict)
     """Each camera's pictures by ascending time."""
     sensor: SensorRecording | None = None
     streams: dict[str, Stream] = field(default_factory=dict)
@@ -67,7 +67,7 @@ class Recording:
     faults: list[str] = field(default_factory=list)
 
     @contextmanager
-    def collecting(self) -> Iterator[None]:
+    def collecting(self) -> Generator[None, None, None]:
         """Notes an `EpisodeError` of its block as a fault and goes on, so that all faults of an episode are found."""
         try:
             yield

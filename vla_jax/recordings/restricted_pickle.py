@@ -7,6 +7,7 @@ of bytes have been compared. Builtin containers, numbers and texts need no names
 
 import io
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,7 @@ def _empty_bytes(*arguments: Any) -> bytes:
     return b""
 
 
-_KNOWN = {
+_KNOWN: dict[tuple[str, str], Callable[..., Any]] = {
     ("builtins", "bytes"): _empty_bytes,
     ("__builtin__", "bytes"): _empty_bytes,
     ("numpy", "ndarray"): _Array,

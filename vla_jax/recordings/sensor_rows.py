@@ -12,11 +12,25 @@ from vla_jax.recordings.untrusted_npz import NpzMember
 class SensorRows(Protocol):
     """The sensor arrays of one episode on disk, read in blocks. Channel 0 is the force, the others depth bins."""
 
-    file: str
-    num_windows: int
-    window_rows: int
-    channels: int
-    dtype: np.dtype
+    @property
+    def file(self) -> str:
+        """Name of the file they come from."""
+
+    @property
+    def num_windows(self) -> int:
+        """How many windows there are."""
+
+    @property
+    def window_rows(self) -> int:
+        """Rows of a window."""
+
+    @property
+    def channels(self) -> int:
+        """Numbers in a row."""
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Type in the file."""
 
     def blocks(self, rows_per_block: int) -> Iterator[np.ndarray]:
         """Yields (n, window_rows, channels) arrays, in order, at least one window each."""

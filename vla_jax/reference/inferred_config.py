@@ -7,8 +7,8 @@ from dataclasses import replace
 
 from vla_jax.contracts.specs import LAB_ACTIONS
 from vla_jax.errors import UserError
-from vla_jax.heads.diffusion import DiffusionConfig
 from vla_jax.heads.head_config import head_config
+from vla_jax.heads.transformer_head import TransformerHeadConfig
 from vla_jax.models.config import FusionConfig, FusionStrategy, SensorEncoderConfig
 from vla_jax.policy.config import PolicyConfig
 from vla_jax.reference.options import ReferenceOptions
@@ -43,7 +43,9 @@ def infer_config(shapes: Shapes, options: ReferenceOptions, *, source: str) -> P
             f"{EXPERT}.pos_embed… (regression), found {_first(shapes)}"
         )
     stored = HEADS[kinds[0]]
-    reference = head_config(kinds[0]).preset("full", reference=True)
+    # An imported policy adds to zeros, and goes on training so: true actions as the anchor teach nothing.
+    reference = head_config(kinds[0]).preset("full", reference=True).without_leaks()
+    assert isinstance(reference, TransformerHeadConfig), "as all of the reference's are"
     layers, output = stored.layers, stored.output
     width = _agreed(
         [
@@ -65,8 +67,7 @@ def infer_config(shapes: Shapes, options: ReferenceOptions, *, source: str) -> P
         expert, encoder, _axis(expert, f"{stored.condition}.weight", 1), options
     )
     head = replace(
-        # An imported policy adds to zeros, and goes on training so: true actions as the anchor teach nothing.
-        reference.without_leaks(),
+        reference,
         hidden_dim=width,
         num_layers=_count(expert, rf"{layers}\.layers\.(\d+)\.") or reference.num_layers,
         num_heads=options.nhead,
@@ -88,6 +89,9 @@ def infer_config(shapes: Shapes, options: ReferenceOptions, *, source: str) -> P
 
 
 def _diffusion_fields(expert: Shapes, options: ReferenceOptions) -> dict[str, int]:
+    # It imports JAX, and a command's --help comes through this file.
+    from vla_jax.heads.diffusion import DiffusionConfig
+
     steps = options.diffusion_timesteps
     return {
         "time_embedding_dim": _agreed(

@@ -136,6 +136,7 @@ class ReferencePolicy:
         """
         self._require("denoise")
         sampling = self.config.head.sampling(sampler, steps)
+        assert sampling is not None, "a head that denoises samples"
         if noise is None and sampling.sampler == "ddpm":
             step_keys = jax.random.split(jax.random.key(0) if key is None else key, sampling.steps - 1)
             noise = jax.vmap(lambda step_key: jax.random.normal(step_key, np.shape(x_T), jnp.float32))(

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from vla_jax.errors import UserError
+from vla_jax.heads.transformer_head import TransformerHeadConfig
 from vla_jax.policy.config import PolicyConfig
 
 ENCODER = "sensor_encoder"
@@ -35,6 +36,7 @@ def tensor_names(config: PolicyConfig) -> list[TensorName]:
     """
     if config.head.kind not in HEADS:
         raise UserError(f"the reference has no {config.head.kind} head, only {' and '.join(HEADS)}")
+    assert isinstance(config.head, TransformerHeadConfig), "as all of the reference's are"
     head = HEADS[config.head.kind]
     names = _encoder_names(config) if config.uses_sensor else []
     names += _fusion_names(config)

@@ -67,7 +67,7 @@ def reference_weights(network: PolicyNetwork) -> dict[str, np.ndarray]:
             "trained with the `reference` recipe, can be exported"
         )
     variables = _variables(network)
-    result = {}
+    result: dict[str, np.ndarray] = {}
     for name in tensor_names(network.config):
         array = np.asarray(variables[name.ours][...])
         if array.dtype.kind == "i":

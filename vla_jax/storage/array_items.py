@@ -59,7 +59,9 @@ def begin_writing(
     named = {item: named_leaves(tree) for item, tree in arrays.items()}
     items = {item: leaves for item, leaves in named.items() if leaves}
     with _writing(directory), _context(*values):
-        written = ocp.save_checkpointables_async(_unfinished(directory), {**items, **values}, overwrite=True)
+        written = ocp.save_checkpointables_async(
+            str(_unfinished(directory)), {**items, **values}, overwrite=True
+        )
     return PendingItems(directory, written)
 
 
@@ -86,7 +88,7 @@ def stored_shapes(directory: Path, item: str) -> dict[str, tuple[int, ...]]:
         return {}
     values = [child.name for child in directory.iterdir() if (child / _JSON_FILE).is_file()]
     with _reading(directory), _context(*values):
-        stored = ocp.metadata(directory.absolute(), item).metadata
+        stored: Any = ocp.metadata(str(directory.absolute()), item).metadata
         return {name: tuple(leaf.shape) for name, leaf in stored.items()}
 
 
@@ -121,7 +123,7 @@ def restore(directory: Path, abstract: Mapping[str, Any]) -> list[Any]:
         if leaves
     }
     with _reading(directory):
-        loaded = ocp.load_checkpointables(directory.absolute(), targets)
+        loaded = ocp.load_checkpointables(str(directory.absolute()), targets)
     return [
         jax.tree.unflatten(
             jax.tree.structure(tree), [loaded[item][name] for name in wanted[item]] if wanted[item] else []

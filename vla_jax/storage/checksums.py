@@ -39,8 +39,9 @@ def find_changes(folder: Path, parts: Collection[str] | None = None) -> list[str
         text = (folder / CHECKSUMS_FILE).read_bytes().decode()
     except (OSError, UnicodeDecodeError) as error:
         return [f"{CHECKSUMS_FILE} cannot be read ({error})"]
-    entries = [_LINE.fullmatch(line) for line in text.split("\n")[:-1]]
-    if not entries or None in entries or not text.endswith("\n"):
+    lines = text.split("\n")[:-1]
+    entries = [entry for line in lines if (entry := _LINE.fullmatch(line))]
+    if not entries or len(entries) < len(lines) or not text.endswith("\n"):
         return [f"{CHECKSUMS_FILE} has changed"]
     expected = {entry[2]: entry[1] for entry in entries}
     names = [name for name in sorted(expected.keys() | _files(folder)) if _is_in(name, parts)]

@@ -47,6 +47,7 @@ def _begin_worker() -> None:
     """Leaves Ctrl-C to the parent, and ends with it when it is killed, as a pool's workers do not by themselves."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
+    assert parent is not None, "a worker has one"
 
     def end_with_parent() -> None:
         parent.join()

@@ -9,6 +9,7 @@ from typing import Any
 from vla_jax.dataset.feature_table import FeatureTable
 from vla_jax.dataset.packed_dataset import PackedDataset
 from vla_jax.errors import UserError
+from vla_jax.models.config import FusionStrategy
 from vla_jax.policy.artifact import PolicyArtifact, load_policy
 from vla_jax.policy.checkpoints import checkpoint_steps, read_metadata, resolve_checkpoint
 from vla_jax.storage import config_json
@@ -124,7 +125,7 @@ def read_config(path: Path) -> TrainConfig:
     return config_json.from_json(TrainConfig, path.read_text(), source=str(path))
 
 
-def _fusion(request: Request, fusion: str | None) -> str | None:
+def _fusion(request: Request, fusion: FusionStrategy | None) -> FusionStrategy | None:
     if request.sensor_enabled:
         return fusion
     if fusion not in (None, "none"):

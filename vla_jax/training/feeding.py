@@ -69,15 +69,19 @@ class Feed:
         """Puts into a batch what lives on the devices; traceable, and the same bits as the host's."""
         observation, rows = batch.observation, batch.resident
         if rows.sensor is not None:
+            assert resident.sensor is not None
             begin, end = jnp.split(rows.sensor, 2, axis=1)
             window = jnp.maximum(end - self.window + jnp.arange(self.window)[None, :], begin)
             # Rows of −1 or beyond the end give zeros: samples without sensor.
             sensor = self._take("sensor", resident.sensor, jnp.where(end >= 0, window, -1))
             observation = observation.replace(sensor=sensor)
         if rows.vl is not None:
+            assert resident.vl is not None
+            assert resident.vl_mask is not None
+            records = jnp.asarray(rows.vl)
             observation = observation.replace(
-                vl=self._take("vl", resident.vl, rows.vl),
-                vl_mask=self._take("vl", resident.vl_mask, rows.vl),
+                vl=self._take("vl", resident.vl, records),
+                vl_mask=self._take("vl", resident.vl_mask, records),
             )
         return batch.replace(observation=observation, resident=ResidentRows())
 
@@ -137,6 +141,7 @@ def make_feed(
         del sizes["sensor"]
     placed = _place(sizes, mesh.size, free)
     if mode == "device" and placed.keys() != sizes.keys():
+        assert free is not None, "without a limit everything fits"
         raise UserError(
             f"--feed device: the sensor stream ({dataset.sensor.nbytes / 1e9:.1f} GB) and the features "
             f"({_table_bytes(features) / 1e9:.1f} GB) do not fit on {mesh.size} device(s) with "
@@ -187,6 +192,7 @@ def prefetched(
 
     ahead = fetch() if first < last else None
     for step in range(first + 1, last + 1):
+        assert ahead is not None
         batch, position = ahead
         if step < last:
             ahead = fetch()
@@ -243,7 +249,8 @@ def _put(
     parts = 1 if sharding.spec == PartitionSpec() else sharding.mesh.size
     num_rows = -(-shape[0] // parts) * parts
 
-    def block(index: tuple[slice, ...]) -> np.ndarray:
+    def block(index: tuple[slice, ...] | None) -> np.ndarray:
+        assert index is not None
         first, stop, _ = index[0].indices(num_rows)
         if stop <= shape[0]:
             return read(slice(first, stop))

@@ -3,10 +3,12 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from vla_jax.contracts.observation import ArrayLike
+
 
 def sample_weights(
-    confidence: Float[Array, " b"],
-    has_sensor: Bool[Array, " b"] | None,
+    confidence: Float[ArrayLike, " b"],
+    has_sensor: Bool[ArrayLike, " b"] | None,
     *,
     sensor_loss_weight: float,
     normalise: bool,
@@ -15,7 +17,7 @@ def sample_weights(
 
     has_sensor: None where the data have no sensor. The reference normalises for regression and not for diffusion.
     """
-    weights = confidence
+    weights = jnp.asarray(confidence)
     if has_sensor is not None:
         weights = weights * jnp.where(has_sensor, sensor_loss_weight, 1.0)
     return weights / jnp.mean(weights) if normalise else weights

@@ -1,5 +1,6 @@
 """AdamW with one learning rate for the sensor encoder and one for the rest, and decay where it belongs."""
 
+from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 import jax
@@ -15,11 +16,13 @@ Group = Literal["encoder", "expert"]
 ENCODER_PREFIX = "sensor_encoder"
 
 
-def make_schedule(config: OptimizerConfig, group: Group, total_updates: int) -> optax.Schedule:
+def make_schedule(
+    config: OptimizerConfig, group: Group, total_updates: int
+) -> Callable[[Any], float | jax.Array]:
     """Returns the learning rate of a parameter group as a function of the update number 0, 1, …"""
     peak = config.sensor_lr if group == "encoder" else config.lr
     if config.schedule == "constant":
-        return optax.constant_schedule(peak)
+        return lambda update: peak
     first = 0 if config.rewarm is None else config.rewarm.step
     shape: dict[str, Any] = {
         "total_updates": -(-(total_updates - first) // config.schedule_interval),

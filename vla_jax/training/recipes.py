@@ -42,7 +42,7 @@ def make_config(
         UserError: there is no such head, or it has no noise schedule.
     """
     dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    sizes = {"vl_dim": features.width, "vl_slots": features.num_slots}
+    sizes: dict[str, Any] = {"vl_dim": features.width, "vl_slots": features.num_slots}
     if recipe in ("frozen", "reference"):
         sizes["dtype"] = dtype
     config = _RECIPES[recipe](_Asked(head_config(head), fusion, sizes))

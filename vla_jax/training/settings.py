@@ -2,9 +2,12 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-ConfigT = TypeVar("ConfigT")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+ConfigT = TypeVar("ConfigT", bound="DataclassInstance")
 
 
 def replaced(config: ConfigT, settings: Mapping[str, Any]) -> ConfigT:
@@ -21,12 +24,12 @@ def replaced(config: ConfigT, settings: Mapping[str, Any]) -> ConfigT:
         else:
             own[name] = value
     own |= {name: replaced(getattr(config, name), inner) for name, inner in nested.items()}
-    return dataclasses.replace(config, **own) if own else config  # type: ignore[type-var]
+    return dataclasses.replace(config, **own) if own else config
 
 
-def differing(a: object, b: object) -> list[str]:
+def differing(a: "DataclassInstance", b: "DataclassInstance") -> list[str]:
     """Returns the names of the fields in which two configurations differ, sorted."""
-    ours, theirs = (flat(dataclasses.asdict(config)) for config in (a, b))  # type: ignore[call-overload]
+    ours, theirs = (flat(dataclasses.asdict(config)) for config in (a, b))
     missing = object()
     return sorted(
         name for name in ours.keys() | theirs.keys() if ours.get(name, missing) != theirs.get(name, missing)

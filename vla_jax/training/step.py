@@ -86,7 +86,7 @@ def train_step(
     metrics = {
         LOSS: loss,
         GRADIENT_NORM: optax.tree.norm(gradient),
-        LEARNING_RATE: make_schedule(config.optimizer, "expert", config.steps)(state.step),
+        LEARNING_RATE: jnp.asarray(make_schedule(config.optimizer, "expert", config.steps)(state.step)),
     }
     return new_state, metrics
 
@@ -146,6 +146,6 @@ def add_noise(config: TrainConfig, observation: Observation, key: jax.Array) -> 
     if config.sensor_noise and sensor is not None:
         per_channel = (sensor.shape[0], 1, sensor.shape[2])
         sensor = sensor + config.sensor_noise * jax.random.normal(sensor_key, per_channel)
-    if config.feature_noise:
+    if config.feature_noise and features is not None:
         features = features + config.feature_noise * jax.random.normal(feature_key, features.shape)
     return observation.replace(sensor=sensor, vl=features)

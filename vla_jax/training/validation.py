@@ -41,7 +41,8 @@ def validation_metrics(
 
 
 def _means(sums: list[Mapping[str, jax.Array]]) -> dict[str, float]:
-    totals = {name: sum(np.asarray(part[name], np.float64) for part in sums) for name in sums[0]}
+    none = np.zeros(())
+    totals = {name: sum((np.asarray(part[name], np.float64) for part in sums), none) for name in sums[0]}
     count = totals["samples"]
     return {
         "action_mse": float(totals["squared_error"].mean() / count),
