@@ -1,5 +1,6 @@
 """Which configuration `train` begins with, from its options and from what it continues."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,6 @@ import pytest
 from experiments.train import Arguments, configuration
 from tests.vla_jax.evaluation.workspace import make_workspace, policy_config, save_run, save_training
 from vla_jax.errors import UserError
-from vla_jax.heads.regression import RegressionConfig
 from vla_jax.policy.artifact import load_policy
 from vla_jax.policy.checkpoints import resolve_checkpoint
 from vla_jax.policy.config import PolicyConfig
@@ -34,8 +34,8 @@ def test_a_run_begins_with_the_network_of_a_checkpoint_and_the_recipe_s_training
 
 
 def test_an_imported_regression_no_longer_starts_from_the_answer(workspace, tmp_path):
-    head = RegressionConfig(hidden_dim=8, num_layers=1, num_heads=2, z_chunk="target")
-    policy = policy_config(workspace, head=head)
+    policy = policy_config(workspace)
+    policy = dataclasses.replace(policy, head=dataclasses.replace(policy.head, z_chunk="target"))
     assert policy.head.z_chunk == PolicyConfig.reference("regression").head.z_chunk
     initial = load_policy(save_run(workspace, tmp_path, policy))
     assert configured(workspace, initial=initial, recipe="small").policy.head.z_chunk == "zero"
