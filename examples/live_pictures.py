@@ -23,20 +23,12 @@ policy = InsertionPolicy.from_checkpoint(arguments.run)
 policy.warm_up()
 encoder = FeatureEncoder.open(arguments.backbone, policy.features, policy.data.views or ())
 
-# From here on once for each decision; a view without a picture is masked.
+# From here on once for each decision. A view without a picture is masked.
 files = dict(picture.split("=", 1) for picture in arguments.pictures)
-vl, vl_mask = encoder.encode(
-    arguments.prompt, {view: Path(file).read_bytes() for view, file in files.items()}
-)
-# The newest sensor rows as recorded, (1, rows, channels), oldest first; None where there is no sensor.
-sensor, has_sensor = None, np.array([False])
-(chunk,) = policy.predict(vl[None], vl_mask[None], sensor, has_sensor)
-
-print(
-    "  ".join(
-        f"{name} [{unit}]" if unit else name
-        for name, unit in zip(policy.data.actions.names, policy.data.actions.units, strict=True)
-    )
-)
+pictures = {view: Path(file).read_bytes() for view, file in files.items()}
+vl, vl_mask = encoder.encode(arguments.prompt, pictures)
+# The newest sensor rows as recorded, oldest first, as (1, rows, channels); here there is no sensor.
+(chunk,) = policy.predict(vl[None], vl_mask[None], sensor=None, has_sensor=np.array([False]))
+print(*policy.data.actions.names)
 for action in chunk:
-    print("  ".join(f"{value:.4f}" for value in action))
+    print(*(f"{value:.4f}" for value in action))
