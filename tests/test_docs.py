@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from experiments.commands import COMMANDS
 from feature_cache.keys import record_key
 from feature_cache.store import ShardWriter
 from tests.commands import REPOSITORY, run_command
@@ -181,7 +182,13 @@ def test_commands_and_files_that_a_page_names_exist(page):
     text = page.read_text(encoding="utf-8")
     for name in set(re.findall(r"python -m (experiments\.[a-z_.]*[a-z])", text)):
         assert importlib.util.find_spec(name) is not None, name
-    for name in set(re.findall(r"`((?:vla_jax|feature_cache|experiments|tests|docs)/[\w/.]*)`", text)):
+    shown = "\n".join(block.text for block in fenced_blocks(page, ""))
+    called = re.findall(r"^vla-jax ([\w.]+)", shown, flags=re.MULTILINE)
+    called += re.findall(r"`vla-jax ([a-z_.]+)", text)
+    assert set(called) <= set(COMMANDS)
+    for name in set(
+        re.findall(r"`((?:vla_jax|feature_cache|experiments|examples|tests|docs)/[\w/.]*)`", text)
+    ):
         assert (REPOSITORY / name).exists(), name
 
 

@@ -11,15 +11,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.checkpoints import checkpoint_arrays
 from tests.commands import REPOSITORY
 from tests.pages import fenced_blocks, run_blocks
 from tests.vla_jax.evaluation.workspace import make_workspace
 from tests.vla_jax.recordings.recorded_episodes import START, write_windows_episode
 from vla_jax.dataset.schema import unregister_column
+from vla_jax.errors import UserError
 from vla_jax.evaluation.closed_loop import RolloutSettings, roll_out
-from vla_jax.policy.checkpoints import checkpoint_steps
+from vla_jax.evaluation.open_loop import evaluate
+from vla_jax.policy.insertion_policy import InsertionPolicy
 from vla_jax.recordings.registry import unregister_reader
+from vla_jax.reference.tensor_names import tensor_names
+from vla_jax.training.checkpoint import saved_config
 
 BLOCKS = fenced_blocks(REPOSITORY / "docs" / "extending.md", "python")
 
@@ -55,12 +58,14 @@ def run_program(modules, folder, *arguments):
 
 @pytest.fixture(scope="module")
 def head(modules, tmp_path_factory):
-    """What the page's training with its own head defined, and its folder."""
+    """What the page's training of its own head defined, and its folder."""
     folder = tmp_path_factory.mktemp("head")
     workspace = make_workspace(folder)
     workspace.data.rename(folder / "DATA")
     workspace.cache.rename(folder / "CACHE")
-    return use("A head", folder), folder
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        yield use("A head", folder), folder
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.file or f"line {block.line}")
@@ -68,19 +73,35 @@ def test_examples_are_short(block):
     assert sum(bool(line.strip()) for line in block.text.splitlines()) <= 45
 
 
-def test_the_head_is_trained_and_restored(head):
-    names, folder = head
-    steps = checkpoint_steps(folder / "RUN")
-    earlier, later = (checkpoint_arrays(folder / "RUN", step) for step in (steps[0], steps[-1]))
-    for name in ("params/expert.inner.kernel", "params/expert.out.kernel", "params/expert.out.bias"):
-        assert (earlier[name] != later[name]).any(), name
-    policy, batch, actions = names["policy"], names["batch"], names["actions"]
-    assert policy.config.head.kind == "perceptron"
-    assert type(policy.loaded.network.expert).__name__ == "PerceptronHead"
+def test_the_head_learns(head):
+    lines = [json.loads(line) for line in (head[1] / "RUN" / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["train/loss"] for line in lines if "train/loss" in line]
+    assert np.mean(losses[-5:]) < np.mean(losses[:5])
+    assert any("validation/action_mse" in line for line in lines)
+
+
+def test_the_head_is_restored_and_judged(head):
+    names, _ = head
+    policy, dataset, actions = names["policy"], names["dataset"], names["actions"]
+    own = names["perceptron_head"].PerceptronConfig()
+    assert policy.config.head == saved_config(policy.loaded.path).policy.head == own
+    assert policy.sampler is None
     assert actions.shape == (4, 8, 7)
-    assert (np.abs(actions - batch.actions).mean(axis=(0, 1))[:3] < 0.5).all()
-    # What each sample predicts depends on what it saw.
+    # What each sample leads to depends on what it saw, and nothing is drawn.
     assert (np.ptp(actions[..., :3], axis=0) > 0).all()
+    again = policy.infer(names["batch"].observation, jax.random.key(3))
+    np.testing.assert_array_equal(again, actions)
+    metrics = evaluate(policy, dataset, names["features"], "val", batch_size=16).metrics
+    assert metrics["policy"]["model_type"] == "perceptron"
+    # What a checkpoint says of its held-out error is what evaluation finds.
+    assert metrics["overall_mse"] == pytest.approx(policy.loaded.metadata.metrics["validation/action_mse"])
+
+
+def test_what_the_head_does_not_have_is_said(head):
+    with pytest.raises(UserError, match="a perceptron policy has no sampler"):
+        InsertionPolicy.from_checkpoint(head[1] / "RUN", steps=4)
+    with pytest.raises(UserError, match="the reference has no perceptron head"):
+        tensor_names(head[0]["policy"].config)
 
 
 def test_the_commands_know_the_head(modules, head):
