@@ -8,72 +8,29 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from experiments.commands import COMMANDS
 from feature_cache.keys import record_key
 from feature_cache.store import ShardWriter
 from tests.commands import REPOSITORY, run_command
+from tests.pages import PAGES, fenced_blocks, run_blocks
 from tests.test_rooms import ROOMS
 from vla_jax.contracts.provenance import Provenance
 from vla_jax.dataset.packed_dataset import PackedDataset
 
-PAGES = sorted(path for folder in (REPOSITORY, REPOSITORY / "docs") for path in folder.glob("*.md"))
-
-
-@dataclass(frozen=True)
-class Block:
-    """A fenced block of a page. line: of its first line in the page, from 1."""
-
-    page: Path
-    line: int
-    text: str
-
-
-def fenced_blocks(page: Path, language: str) -> list[Block]:
-    """Returns the page's fenced blocks of a language, in order."""
-    blocks: list[Block] = []
-    fence, start, lines = None, 0, page.read_text(encoding="utf-8").splitlines()
-    for number, line in enumerate(lines, start=1):
-        if not line.startswith("```"):
-            continue
-        if fence is None:
-            fence, start = line.removeprefix("```").strip(), number + 1
-            continue
-        if fence == language:
-            blocks.append(Block(page, start, "\n".join(lines[start - 1 : number - 1])))
-        fence = None
-    assert fence is None, f"{page}: a block is not closed"
-    return blocks
-
-
-def run_blocks(page: Path, folder: Path, names: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Runs a page's python blocks one after another in `folder`, as a reader would; returns what they defined.
-
-    names: what the page takes for granted.
-    """
-    defined: dict[str, Any] = {"__name__": page.stem, **(names or {})}
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        for block in fenced_blocks(page, "python"):
-            # The lines before it are blank, so that an error's line is the page's.
-            exec(compile("\n" * (block.line - 1) + block.text, str(page), "exec"), defined)
-    finally:
-        os.chdir(before)
-    return defined
+FORMATS = fenced_blocks(REPOSITORY / "docs" / "formats.md", "python")
 
 
 @pytest.fixture(scope="module")
 def formats(tmp_path_factory):
     """What docs/formats.md wrote and defined: (folder, names)."""
     folder = tmp_path_factory.mktemp("formats")
-    return folder, run_blocks(REPOSITORY / "docs" / "formats.md", folder)
+    return folder, run_blocks(FORMATS, folder)
 
 
 @pytest.fixture(scope="module")
@@ -85,8 +42,7 @@ def written(formats):
 
 
 def test_the_page_s_writer_is_short():
-    writer = fenced_blocks(REPOSITORY / "docs" / "formats.md", "python")[0]
-    assert sum(bool(line.strip()) for line in writer.text.splitlines()) <= 40
+    assert sum(bool(line.strip()) for line in FORMATS[0].text.splitlines()) <= 40
 
 
 def test_the_page_s_episode_has_the_actions_that_it_says(written):
@@ -132,7 +88,7 @@ def test_the_page_s_pictures_are_the_newest_at_each_refresh(formats, written):
 
 def test_the_page_s_writer_works_without_what_it_calls_optional(tmp_path):
     """Of the keys none is required, of the files only metadata.json and the poses; samples need a picture."""
-    names = run_blocks(REPOSITORY / "docs" / "formats.md", tmp_path)
+    names = run_blocks(FORMATS, tmp_path)
     episode = tmp_path / names["folder"]
     (episode / "metadata.json").write_text("{}")
     (episode / "sensor_data.npz").unlink()
@@ -189,12 +145,14 @@ def test_the_page_s_keys_find_records(formats, tmp_path, pooling):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_blocks_are_python_and_import_what_is_there(page):
-    for block in fenced_blocks(page, "python"):
+    blocks = fenced_blocks(page, "python")
+    own = {block.file.removesuffix(".py") for block in blocks if block.file}
+    for block in blocks:
         for node in ast.walk(ast.parse(block.text)):
             if isinstance(node, ast.Import):
                 for alias in node.names:
-                    importlib.import_module(alias.name)
-            elif isinstance(node, ast.ImportFrom):
+                    assert alias.name in own or importlib.import_module(alias.name)
+            elif isinstance(node, ast.ImportFrom) and node.module not in own:
                 module = importlib.import_module(node.module)
                 for alias in node.names:
                     assert hasattr(module, alias.name), f"{page.name}:{block.line}: {alias.name}"
@@ -224,7 +182,13 @@ def test_commands_and_files_that_a_page_names_exist(page):
     text = page.read_text(encoding="utf-8")
     for name in set(re.findall(r"python -m (experiments\.[a-z_.]*[a-z])", text)):
         assert importlib.util.find_spec(name) is not None, name
-    for name in set(re.findall(r"`((?:vla_jax|feature_cache|experiments|tests|docs)/[\w/.]*)`", text)):
+    shown = "\n".join(block.text for block in fenced_blocks(page, ""))
+    called = re.findall(r"^vla-jax ([\w.]+)", shown, flags=re.MULTILINE)
+    called += re.findall(r"`vla-jax ([a-z_.]+)", text)
+    assert set(called) <= set(COMMANDS)
+    for name in set(
+        re.findall(r"`((?:vla_jax|feature_cache|experiments|examples|tests|docs)/[\w/.]*)`", text)
+    ):
         assert (REPOSITORY / name).exists(), name
 
 

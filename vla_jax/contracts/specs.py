@@ -52,7 +52,9 @@ LAB_ACTIONS = ActionSpec(
     horizon=8,
     rate_hz=10.0,
 )
-"""Pose deltas of the lab's arm: x, y, z in its base frame, rotations about fixed x, y, z wrapped to (−180, 180]."""
+"""Pose deltas: what x, y, z in the arm's base frame and its three angles change from tick to tick. Those of angles are
+differences of the recorded numbers, wrapped to (−180, 180], whatever their convention: nothing here composes rotations.
+The lab's arm (Meca500) and the phantom use mobile XYZ."""
 
 
 @dataclass(frozen=True)

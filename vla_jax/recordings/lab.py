@@ -13,7 +13,7 @@ NUM_CHANNELS = SensorSpec().channels
 """Sensor channels: the force, then 1025 A-scan depth bins."""
 SENSOR_HZ = 650.0
 POSE_NAMES = ("x", "y", "z", "a", "b", "r")
-"""mm, and rotations about fixed x, y, z in degrees."""
+"""mm in the arm's base frame, and three angles in degrees (`vla_jax.contracts.specs.LAB_ACTIONS`)."""
 GRIPPER = 1.0
 
 POSE_COLUMNS = tuple(f"pose_{name}" for name in POSE_NAMES)

@@ -5,6 +5,7 @@ from vla_jax.lazy_names import lazy_names
 _NAMES = {
     "TrainConfig": "vla_jax.training.config",
     "make_config": "vla_jax.training.recipes",
+    "make_mesh": "vla_jax.training.sharding",
     "train": "vla_jax.training.loop",
 }
 
