@@ -45,7 +45,8 @@ class Arguments:
     strict: bool = False
     """Refuse the whole set when an episode is faulty, instead of leaving that episode out."""
     val_fraction: float = 0.2
-    """Share of the episodes held out for validation, chosen by a hash of their names."""
+    """Share of the episodes held out for validation, chosen by a hash of their names. Episodes of a data set that is
+    there keep their side; another share or seed chooses anew."""
     seed: int = 0
     """Seed of that choice."""
     weight: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="NAME=NUMBER")] = ()

@@ -87,7 +87,7 @@ def prepare(sources: Sequence[str], out: str | Path, options: PrepareOptions) ->
             if str(episode.path) not in told:
                 findings += [Finding(str(episode.path), note, False) for note in packed.info.notes]
         _refuse_faults(findings, len(episodes), options.strict)
-        join(out, out / BUILDING, members, options, columns, current.index["content"] if current else None)
+        join(out, out / BUILDING, members, options, columns, current)
         shutil.rmtree(out / BUILDING, ignore_errors=True)
     order = {str(episode.path): i for i, episode in enumerate(episodes)}
     findings.sort(key=lambda finding: order[finding.episode])
