@@ -94,7 +94,7 @@ def test_chunks_and_previous_actions_stay_in_their_episode(dataset):
     np.testing.assert_array_equal(actions[0], delta[second.tick_start :][:8])
     np.testing.assert_array_equal(actions[1], [delta[first.tick_stop - 2], *[last] * 7])
     previous = dataset.previous_action(ticks)
-    assert not previous[0].any()
+    np.testing.assert_array_equal(previous[0], [0, 0, 0, 0, 0, 0, 1])
     np.testing.assert_array_equal(previous[2], delta[first.tick_start])
 
 
