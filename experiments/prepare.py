@@ -50,9 +50,10 @@ class Arguments:
     seed: int = 0
     """Seed of that choice."""
     weight: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="NAME=NUMBER")] = ()
-    """How often training draws the samples of a source, or of a folder in it, relative to the others (1)."""
+    """How often training draws the samples of a source, of a folder in it, or of a format (legacy, windows, capture),
+    relative to the others (1)."""
     prompt: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="NAME=TEXT")] = ()
-    """Prompt of a source, or of a folder in it, in place of the recorded one."""
+    """Prompt of a source, of a folder in it, or of a format, in place of the recorded one."""
     instruction: str | None = None
     """Prompt of all other episodes in place of their own. Without: that in metadata.json or data.pkl, else a
     sentence with the task folder's name."""
@@ -200,6 +201,7 @@ def _print_result(console: Console, result: PrepareResult) -> None:
         + (f" ({reused} taken over unread)" if reused > 0 else "")
         + f", {train} training and {val} held-out samples"
     ]
+    lines += result.notes
     if result.faulty:
         lines.append(f"{len(result.faulty)} faulty episode(s) left out (see the table above)")
     if not train + val:

@@ -35,7 +35,8 @@ class EpisodeFolder:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Names for what it belongs to, widest first: the source as given, then the folders from there to its own."""
+        """Names for what it belongs to, widest first: its format, the source as given, the folders from there to its
+        own."""
         path, root = self.path.resolve(), self.root.resolve()
         folders = (root.name, *path.relative_to(root).parts)
         # An episode that is itself the source still has a task folder.
