@@ -2,6 +2,7 @@
 #   make demo                the main job on simulated episodes (CPU)
 #   make demo EXTRA=cuda12   the same on a machine with NVIDIA GPUs (or EXTRA=cuda13)
 #   make test                the tests; `make test-slow` runs the slow ones too
+#   make mutants             makes wrong changes of one line, and tells which of them no test notices
 PYTHON ?= python3
 EXTRA ?=
 VENV := .venv
@@ -16,7 +17,7 @@ CONSTRAINTS := $(if $(EXTRA),,-c constraints.txt)
 # few and slow, come first, and no worker is left alone with them at the end.
 PYTEST_WORKERS := -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
-.PHONY: install demo test test-slow lint format clean
+.PHONY: install demo test test-slow mutants lint format clean
 
 install: $(STAMP)
 
@@ -33,6 +34,9 @@ test: install
 
 test-slow: install
 	$(BIN)/python -m pytest $(PYTEST_WORKERS)
+
+mutants: install
+	$(BIN)/python -m tests.mutants
 
 lint: install
 	$(BIN)/ruff check .

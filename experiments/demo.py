@@ -16,7 +16,8 @@ from experiments.console import make_console
 from vla_jax.errors import UserError
 
 DESCRIPTION = """Simulates episodes, packs them, exports features with a tiny random Qwen2.5-VL, trains a
-regression and a diffusion policy, and a regression policy without sensor, and judges them on held-out episodes.
+regression and a diffusion policy, and a regression policy without sensor, and judges them on held-out episodes. Ends
+with status 1 unless regression and diffusion halve the error of the training episodes' mean action.
 
 Run again, it continues where it stopped."""
 
@@ -44,7 +45,7 @@ class Arguments:
 
 
 def main(arguments: Arguments) -> int:
-    """Runs the whole job and returns 0 when both policies beat the baselines by the required factor."""
+    """Runs the whole job and returns 0 when both policies beat the training mean by the required factor."""
     started = time.monotonic()
     out = arguments.out
     episodes, data, cache, backbone = (out / name for name in ("episodes", "data", "cache", "backbone"))
@@ -65,10 +66,12 @@ def main(arguments: Arguments) -> int:
     console.print(summary_table(metrics))
     for line in findings(metrics):
         console.print(line)
+    passed, said = verdict({name: metrics[name] for name in ("regression", "diffusion")})
+    console.print(said)
     console.print(f"\n{(time.monotonic() - started) / 60:.1f} minutes. Reports:")
     for name in POLICIES:
         console.print(f"  {out / 'reports' / name / 'report.html'}", soft_wrap=True)
-    return 0 if all(beats_baselines(metrics[name]) for name in ("regression", "diffusion")) else 1
+    return 0 if passed else 1
 
 
 def run_command(name: str, *arguments: object) -> None:
@@ -124,11 +127,19 @@ def findings(metrics: dict[str, dict[str, Any]]) -> list[str]:
     ]
 
 
-def beats_baselines(metrics: dict[str, Any]) -> bool:
-    """Whether a policy's overall_mse is below half of the zero's and of the training mean's."""
-    return all(
-        metrics["overall_mse"] * REQUIRED_FACTOR <= metrics["baselines"][baseline]["overall_mse"]
-        for baseline in ("zero", "mean")
+def verdict(metrics: dict[str, dict[str, Any]]) -> tuple[bool, str]:
+    """Whether each policy's overall_mse is at most half of the training mean's, and a sentence that says so.
+
+    Not of the zero baseline's, which is a hundred times larger: the gripper is 1 throughout.
+    """
+    passed, compared = True, []
+    for name, values in metrics.items():
+        factor = values["baselines"]["mean"]["overall_mse"] / values["overall_mse"]
+        passed &= factor >= REQUIRED_FACTOR
+        compared.append(f"{name} {factor:.1f}x")
+    return passed, (
+        f"Check {'passed' if passed else 'failed'}: the training mean's overall_mse must be at least "
+        f"{REQUIRED_FACTOR:g}x a policy's; {', '.join(compared)}."
     )
 
 

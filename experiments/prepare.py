@@ -45,13 +45,15 @@ class Arguments:
     strict: bool = False
     """Refuse the whole set when an episode is faulty, instead of leaving that episode out."""
     val_fraction: float = 0.2
-    """Share of the episodes held out for validation, chosen by a hash of their names."""
+    """Share of the episodes held out for validation, chosen by a hash of their names. Episodes of a data set that is
+    there keep their side; another share or seed chooses anew."""
     seed: int = 0
     """Seed of that choice."""
     weight: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="NAME=NUMBER")] = ()
-    """How often training draws the samples of a source, or of a folder in it, relative to the others (1)."""
+    """How often training draws the samples of a source, of a folder in it, or of a format (legacy, windows, capture),
+    relative to the others (1)."""
     prompt: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="NAME=TEXT")] = ()
-    """Prompt of a source, or of a folder in it, in place of the recorded one."""
+    """Prompt of a source, of a folder in it, or of a format, in place of the recorded one."""
     instruction: str | None = None
     """Prompt of all other episodes in place of their own. Without: that in metadata.json or data.pkl, else a
     sentence with the task folder's name."""
@@ -199,6 +201,7 @@ def _print_result(console: Console, result: PrepareResult) -> None:
         + (f" ({reused} taken over unread)" if reused > 0 else "")
         + f", {train} training and {val} held-out samples"
     ]
+    lines += result.notes
     if result.faulty:
         lines.append(f"{len(result.faulty)} faulty episode(s) left out (see the table above)")
     if not train + val:

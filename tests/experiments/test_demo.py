@@ -5,7 +5,7 @@ import json
 import pytest
 
 from experiments.console import make_console
-from experiments.demo import beats_baselines, findings, read_metrics, run_command, summary_table
+from experiments.demo import findings, read_metrics, run_command, summary_table, verdict
 from vla_jax.errors import UserError
 
 
@@ -27,8 +27,12 @@ def report(overall_mse, stop_mse=0.001):
 
 
 @pytest.mark.parametrize(("overall_mse", "expected"), [(0.0015, True), (0.0016, False)])
-def test_twice_as_good_as_both_baselines_is_asked_for(overall_mse, expected):
-    assert beats_baselines(report(overall_mse)) is expected
+def test_each_policy_must_be_twice_as_good_as_the_training_mean(overall_mse, expected):
+    passed, said = verdict({"regression": report(0.001), "diffusion": report(overall_mse)})
+    assert passed is expected
+    assert said.startswith("Check passed" if expected else "Check failed")
+    assert "training mean" in said
+    assert "regression 3.0x, diffusion" in said
 
 
 def test_the_summary_names_every_policy_and_baseline_with_its_factors(capsys):

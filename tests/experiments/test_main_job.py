@@ -46,19 +46,41 @@ def logged_losses(run):
     return {line["step"]: line["train/loss"] for line in logged_lines(run) if "train/loss" in line}
 
 
-@pytest.mark.parametrize(
-    ("model_type", "fusion"), [("regression", "concat"), ("diffusion", "concat"), ("regression", "none")]
+LEARNING = (
+    "--steps",
+    240,
+    "--lr",
+    3e-3,
+    "--sensor-lr",
+    3e-3,
+    "--checkpoint-every",
+    120,
+    "--validate-every",
+    240,
 )
-def test_a_policy_is_trained_and_judged(workspace, tmp_path, model_type, fusion):
+
+
+@pytest.mark.parametrize(
+    ("model_type", "fusion", "options", "steps"),
+    [
+        ("regression", "concat", LEARNING, [120, 240]),
+        ("diffusion", "concat", (), [2, 4]),
+        ("regression", "none", (), [2, 4]),
+    ],
+)
+def test_a_policy_is_trained_and_judged(workspace, tmp_path, model_type, fusion, options, steps):
     run, report = tmp_path / "run", tmp_path / "report"
-    train(workspace, run, "--model-type", model_type, "--fusion-strategy", fusion)
-    assert checkpoint_steps(run) == [2, 4]
+    train(workspace, run, "--model-type", model_type, "--fusion-strategy", fusion, *options)
+    assert checkpoint_steps(run) == steps
     arguments = (run, workspace / "data", "--cache", workspace / "cache", "--out", report)
     shown = run_command("evaluate", *arguments).stdout
     assert "report.html" in shown
     metrics = json.loads((report / "metrics.json").read_text())
     assert set(metrics["baselines"]) >= {"zero", "mean", "previous"}
     assert metrics["overall_mse"] > 0
+    if options:
+        # Enough updates to learn: it does better than the mean action of the training episodes.
+        assert metrics["factors"]["mean"]["motion_mse"] > 1.3
     assert "align" in metrics["segments"]
     html = (report / "report.html").read_text()
     assert "http-equiv" in html or "<html" in html

@@ -3,6 +3,7 @@ import pytest
 
 from experiments import prepare
 from tests.vla_jax.recordings.recorded_episodes import write_data_set, write_windows_episode
+from tests.vla_jax.recordings.test_legacy import write_legacy_episode
 from vla_jax.dataset.packed_dataset import PackedDataset
 
 
@@ -49,6 +50,24 @@ def test_what_a_set_lacks_is_said(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "images, sensor" in printed
     assert "no samples: no episode has images; there is nothing to export or to train on" in printed
+
+
+def test_what_concerns_the_whole_set_is_said(source, tmp_path, capsys):
+    """Windows that span different times are mixed; held-out episodes are chosen anew."""
+    write_legacy_episode(tmp_path / "old" / "Task_2" / "recv_1")
+    out = tmp_path / "d"
+    assert run(source, "--out", out) == 0
+    printed = capsys.readouterr().out
+    assert "windows of 65 rows" not in printed
+    assert "chosen anew" not in printed
+    assert run(source, tmp_path / "old", "--out", out, "--seed", 1, "--weight", "windows=3") == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "windows of 65 rows span 6.5 s in legacy episodes, 0.1 s in windows episodes" in printed
+    assert "chosen anew; before they were those of --val-fraction 0.2 --seed 0" in printed
+    assert {(e.format, e.weight) for e in PackedDataset.open(out).episodes} == {
+        ("legacy", 1.0),
+        ("windows", 3.0),
+    }
 
 
 def last_error(capsys):

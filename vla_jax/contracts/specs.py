@@ -37,6 +37,14 @@ class ActionSpec:
         """Number of action dimensions."""
         return len(self.names)
 
+    @property
+    def before_first(self) -> np.ndarray:
+        """[size] float32: what stands for the action before an episode's first. Nothing moves, and a dimension that is
+        constant in the training episodes (a closed gripper) is what it always is."""
+        if self.low is None or self.high is None:
+            return np.zeros(self.size, np.float32)
+        return np.where(np.equal(self.low, self.high), self.low, 0.0).astype(np.float32)
+
     def dims(self, unit: str) -> tuple[int, ...]:
         """Returns the dimensions that have this unit."""
         return tuple(i for i, name in enumerate(self.units) if name == unit)

@@ -21,6 +21,7 @@ from vla_jax.dataset.packed_dataset import FORMAT_VERSION, INDEX_FILE, PackedDat
 from vla_jax.dataset.packed_episode import EpisodeInfo, PackedEpisode
 from vla_jax.dataset.schema import COLUMNS, Column, pack_texts, unpack_texts
 from vla_jax.dataset.split import assign_splits
+from vla_jax.dataset.split_memory import SplitMemory
 from vla_jax.dataset.statistics import SensorMoments, write_statistics
 from vla_jax.errors import UserError
 from vla_jax.recordings.discovery import EpisodeFolder
@@ -51,24 +52,31 @@ def join(
     members: Sequence[JoinedEpisode],
     options: PrepareOptions,
     columns: Sequence[Column],
-    current: str | None,
+    current: PackedDataset | None,
 ) -> None:
     """Writes the content folder of the given episodes and makes it the data set.
 
     building: where to put the arrays together, on the same file system. columns: the registered ones.
-    current: name of the content folder of the sound data set that is there, if one is.
+    current: the sound data set that is there, if one is; its episodes keep their side (`assign_splits`), also those
+        that have left it and come back.
 
     Raises:
         UserError: two episodes have different actions, states or sensors.
     """
     episodes = [member.packed for member in members]
     _check_alike(members)
+    chosen_by = {"val_fraction": options.val_fraction, "seed": options.seed}
+    memory = SplitMemory({})
+    if current is not None and current.index["split"] == chosen_by:
+        memory = SplitMemory.of(current.index, current.raw_episodes)
+    paths = [member.folder.path.resolve() for member in members]
     splits = assign_splits(
         [member.folder.identity for member in members],
         # The recorded prompt: another one given for a source must not move episodes between the splits.
         [f"{member.folder.source}\0{member.packed.info.instruction}" for member in members],
         options.val_fraction,
         options.seed,
+        memory.sides(paths),
     )
     meta = _meta(episodes, options)
     entries = _entries(out, members, splits)
@@ -77,12 +85,12 @@ def join(
         "meta": meta,
         "columns": [column.to_json() for column in columns],
         "episode_options": options.episode.to_json(),
-        "split": {"val_fraction": options.val_fraction, "seed": options.seed},
+        "split": chosen_by,
     }
     identity = json.dumps([index, entries], sort_keys=True)
     index["content"] = "content-" + hashlib.sha256(identity.encode()).hexdigest()[:16]
     content = out / index["content"]
-    if not (current == index["content"] and content.is_dir()):
+    if not (current is not None and current.content == content and content.is_dir()):
         # What may be there was left by a killed run, or cannot be opened.
         with temporary_folder(content, within=building) as folder:
             _write_columns(folder, episodes, entries, (*COLUMNS, *columns), meta["views"], options)
@@ -96,6 +104,7 @@ def join(
             replace_folder(folder, content)
     statistics = json.loads((content / "statistics.json").read_text(encoding="utf-8"))
     index["spec"] = spec_to_json(meta, entries, statistics)
+    index["left"] = memory.without(paths)
     replace_text(out / INDEX_FILE, json.dumps(index, indent=2))
     for old in out.glob("content-*"):
         if old != content:

@@ -56,7 +56,7 @@ class PrepareOptions:
 
     horizon: actions in a chunk. vlm_reuse_count: ticks that share one camera instant's features.
     instruction: prompt of all episodes, in place of their own; prompts, weights: prompt and sampling weight by the
-    name of a source or of a folder in it (`vla_jax.recordings.discovery.EpisodeFolder.labels`).
+    name of a source, of a folder in it or of a format (`vla_jax.recordings.discovery.EpisodeFolder.labels`).
     """
 
     episode: EpisodeOptions = field(default_factory=EpisodeOptions)

@@ -238,11 +238,11 @@ class PackedDataset:
         return self.ticks.delta[rows]
 
     def previous_action(self, ticks: np.ndarray) -> np.ndarray:
-        """Returns (n, a) f32: the action of the tick before, zeros at an episode's start."""
+        """Returns (n, a) f32: the action of the tick before; at an episode's start `ActionSpec.before_first`."""
         ticks = np.asarray(ticks)
         is_first = ticks == self._first_tick[self.ticks.episode[ticks]]
         previous = self.ticks.delta[np.maximum(ticks - 1, 0)]
-        return np.where(is_first[:, None], np.float32(0), previous)
+        return np.where(is_first[:, None], self.spec.actions.before_first, previous)
 
     def sensor_windows(self, ticks: np.ndarray, size: int | None = None) -> np.ndarray:
         """Returns (n, size, C) in the storage type: the newest rows at each tick, `size` as packed by default.

@@ -18,6 +18,7 @@ from vla_jax.dataset.options import PrepareOptions
 from vla_jax.dataset.packed_dataset import INDEX_FILE, PackedDataset
 from vla_jax.dataset.packed_episode import INFO_FILE, PackedEpisode, load_packed
 from vla_jax.dataset.schema import Column, registered_columns
+from vla_jax.dataset.window_span import window_span_note
 from vla_jax.errors import UserError
 from vla_jax.recordings.discovery import choose_by_label, find_episodes
 from vla_jax.recordings.findings import Finding
@@ -40,11 +41,13 @@ class PrepareResult:
     """A finished data set. findings: faults of the episodes left out, notes on the others.
 
     num_read: episodes read in this run; the others were taken from the data set that was there.
+    notes: on the set as a whole, in lines to show.
     """
 
     dataset: PackedDataset
     findings: tuple[Finding, ...]
     num_read: int
+    notes: tuple[str, ...] = ()
 
     @property
     def faulty(self) -> list[str]:
@@ -87,11 +90,21 @@ def prepare(sources: Sequence[str], out: str | Path, options: PrepareOptions) ->
             if str(episode.path) not in told:
                 findings += [Finding(str(episode.path), note, False) for note in packed.info.notes]
         _refuse_faults(findings, len(episodes), options.strict)
-        join(out, out / BUILDING, members, options, columns, current.index["content"] if current else None)
+        join(out, out / BUILDING, members, options, columns, current)
         shutil.rmtree(out / BUILDING, ignore_errors=True)
     order = {str(episode.path): i for i, episode in enumerate(episodes)}
     findings.sort(key=lambda finding: order[finding.episode])
-    return PrepareResult(PackedDataset.open(out), tuple(findings), len(jobs))
+    dataset = PackedDataset.open(out)
+    notes = [note for note in (_split_note(current, dataset), window_span_note(dataset)) if note]
+    return PrepareResult(dataset, tuple(findings), len(jobs), tuple(notes))
+
+
+def _split_note(before: PackedDataset | None, now: PackedDataset) -> str | None:
+    """Says that what was held out may be trained on now."""
+    if before is None or before.index["split"] == now.index["split"]:
+        return None
+    chosen = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in before.index["split"].items())
+    return f"the held-out episodes are chosen anew; before they were those of {chosen}"
 
 
 def _check_out(out: Path) -> None:

@@ -14,7 +14,8 @@ def baseline_predictions(
     previous: the delta just before the tick, repeated; it sees the arm's motion, which a policy of images and
         sensor does not.
 
-    training_mean: mean recorded action. previous_action: delta of the tick before, zeros at an episode's start.
+    training_mean: mean recorded action. previous_action: action of the tick before; at an episode's start nothing
+        moves, and what is constant in the training episodes (the gripper) is what it always is.
     """
     shape = (len(previous_action), horizon, previous_action.shape[-1])
     return {

@@ -149,8 +149,8 @@ class _Episode:
 
     @property
     def previous_action(self) -> Float[np.ndarray, " a"]:
-        """The action executed last; zeros at the start, as in training."""
-        return self._actions[-1] if self._actions else np.zeros(self.environment.actions.size, np.float32)
+        """The action executed last; at the start what stands for it in training."""
+        return self._actions[-1] if self._actions else self.environment.actions.before_first
 
     @property
     def sensor(self) -> Float[np.ndarray, "t c"] | None:

@@ -13,7 +13,7 @@ from vla_jax.evaluation.prediction import Predictions
 from vla_jax.policy.insertion_policy import InsertionPolicy
 
 # Metrics whose ratio baseline / policy is reported.
-FACTOR_METRICS = ("overall_mse", "motion_mse", "overall_mae", "first_action_mse")
+FACTOR_METRICS = ("overall_mse", "motion_mse", "first_motion_mse", "overall_mae", "first_action_mse")
 
 
 def judge(predictions: Predictions, dataset: PackedDataset) -> tuple[Metrics, list[Drift]]:

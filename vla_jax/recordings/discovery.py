@@ -31,16 +31,25 @@ class EpisodeFolder:
     @property
     def identity(self) -> str:
         """Names the episode by its task folder and its own; decides its split, wherever the root lies."""
-        resolved = self.path.resolve()
-        return f"{resolved.parent.name}/{resolved.name}"
+        return episode_identity(self.path.resolve())
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Names for what it belongs to, widest first: the source as given, then the folders from there to its own."""
+        """Names for what it belongs to, widest first: its format, the source as given, the folders from there to its
+        own."""
         path, root = self.path.resolve(), self.root.resolve()
         folders = (root.name, *path.relative_to(root).parts)
         # An episode that is itself the source still has a task folder.
-        return (self.source, *(folders if len(folders) > 1 else (path.parent.name, path.name)))
+        return (
+            self.reader.kind,
+            self.source,
+            *(folders if len(folders) > 1 else (path.parent.name, path.name)),
+        )
+
+
+def episode_identity(path: Path) -> str:
+    """Returns `EpisodeFolder.identity` of the episode at an absolute path."""
+    return f"{path.parent.name}/{path.name}"
 
 
 def find_episodes(sources: Sequence[str]) -> list[EpisodeFolder]:

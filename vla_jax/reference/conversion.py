@@ -54,10 +54,17 @@ def export_checkpoint(run: Path, out: Path) -> int:
     """Writes a checkpoint's (averaged) weights as a `.pt` file in the reference's full layout; returns their number.
 
     Raises:
-        UserError: RUN holds no checkpoint, or a network that the reference does not know.
+        UserError: RUN holds no checkpoint, a network that the reference does not know, or a policy that scales what
+            it reads or predicts: the file has no place for the scales, and the reference would act by other numbers.
     """
     policy = load_policy(run)
     arrays = reference_weights(policy.network)
+    scaled = scaled_parts(policy.normaliser, policy.config)
+    if scaled:
+        raise UserError(
+            f"the reference cannot hold this policy: {run} scales its {', '.join(scaled)}, and the reference works on "
+            "raw values; train with --recipe reference, or with a --config whose normalisation is none throughout"
+        )
     write_checkpoint(out, arrays)
     return len(arrays)
 
@@ -75,3 +82,20 @@ def identity_normaliser(config: PolicyConfig) -> Normaliser:
         feature_scale=np.ones((1, config.vl_dim), np.float32),
         centre_ascan=False,
     )
+
+
+def scaled_parts(normaliser: Normaliser, config: PolicyConfig) -> list[str]:
+    """Returns what a policy does not take as it was recorded: of "actions", "features", "sensor"."""
+    changed = {
+        "actions": (normaliser.action_offset != 0, normaliser.action_scale != 1),
+        "features": (normaliser.feature_offset != 0, normaliser.feature_scale != 1),
+        "sensor": (
+            normaliser.centre_ascan,
+            normaliser.force_offset != 0,
+            normaliser.force_scale != 1,
+            normaliser.ascan_scale != 1,
+        ),
+    }
+    if not config.uses_sensor:
+        del changed["sensor"]
+    return [part for part, signs in changed.items() if any(np.any(sign) for sign in signs)]

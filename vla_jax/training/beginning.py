@@ -19,6 +19,7 @@ from vla_jax.training.optimizer import make_schedule
 from vla_jax.training.recipes import make_config
 from vla_jax.training.request import Request
 from vla_jax.training.settings import differing, replaced
+from vla_jax.training.unrestored import unrestored
 
 FUSION = "policy.fusion.strategy"
 # What a resumed run may change: how long it goes on and how often it reports.
@@ -85,6 +86,9 @@ def begin(request: Request, dataset: PackedDataset, settings: Mapping[str, Any] 
             fusion=network.fusion.strategy if network else fusion or "concat",
             noise_steps=request.diffusion_timesteps,
         )
+        if request.recipe in ("reference", "small_reference"):
+            differs = unrestored(base.policy, table.spec, dataset)
+            notes += [] if differs is None else [differs]
         if initial is not None:
             base = _with_network_of(initial, base, anchored_on_target=request.recipe == "reference")
 

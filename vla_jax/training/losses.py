@@ -15,7 +15,8 @@ def sample_weights(
 ) -> Float[Array, " b"]:
     """Returns confidence × (sensor_loss_weight with sensor, else 1); divided by the batch's mean when `normalise`.
 
-    has_sensor: None where the data have no sensor. The reference normalises for regression and not for diffusion.
+    has_sensor: None where the data have no sensor, or the network does not read it. The reference normalises for
+        regression and not for diffusion.
     """
     weights = jnp.asarray(confidence)
     if has_sensor is not None:

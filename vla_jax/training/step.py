@@ -38,7 +38,8 @@ def train_step(
     recorded = hide_sensors(config, batch.observation, sensor_key)
     weights = sample_weights(
         batch.confidence,
-        recorded.has_sensor,
+        # As in the reference, a sample counts more only where the network reads its sensor.
+        recorded.has_sensor if config.policy.uses_sensor else None,
         sensor_loss_weight=config.sensor_loss_weight,
         normalise=config.policy.head.normalises_weights,
     )

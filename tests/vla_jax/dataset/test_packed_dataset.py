@@ -18,6 +18,7 @@ from vla_jax.dataset import joining, preparation
 from vla_jax.dataset.options import EpisodeOptions, PrepareOptions
 from vla_jax.dataset.packed_dataset import PackedDataset
 from vla_jax.dataset.preparation import FaultyEpisodesError, prepare
+from vla_jax.dataset.split import assign_splits
 from vla_jax.errors import UserError
 
 
@@ -93,7 +94,7 @@ def test_chunks_and_previous_actions_stay_in_their_episode(dataset):
     np.testing.assert_array_equal(actions[0], delta[second.tick_start :][:8])
     np.testing.assert_array_equal(actions[1], [delta[first.tick_stop - 2], *[last] * 7])
     previous = dataset.previous_action(ticks)
-    assert not previous[0].any()
+    np.testing.assert_array_equal(previous[0], [0, 0, 0, 0, 0, 0, 1])
     np.testing.assert_array_equal(previous[2], delta[first.tick_start])
 
 
@@ -160,7 +161,8 @@ def test_two_runs_and_two_worker_counts_give_the_same_bytes(dataset, source, tmp
 def test_adding_episodes_reads_only_the_new_ones(source, tmp_path, monkeypatch):
     shutil.copytree(source, tmp_path / "source")
     out = tmp_path / "data"
-    options = PrepareOptions()
+    # The hash alone holds an episode out of the four and of the five; a correction would be remembered.
+    options = PrepareOptions(seed=2)
     held_back = tmp_path / "held_back"
     shutil.move(tmp_path / "source/Task_0/episode_002", held_back)
     assert prepare([str(tmp_path / "source")], out, options).num_read == 4
@@ -173,6 +175,43 @@ def test_adding_episodes_reads_only_the_new_ones(source, tmp_path, monkeypatch):
     assert ours == theirs
     assert not [path for path in out.iterdir() if path.name.startswith(".")]
     assert len(list(out.glob("content-*"))) == 1
+
+
+def test_an_episode_held_out_once_stays_so_when_others_come_and_go(tmp_path):
+    """With a seed for which hash and correction alone would move one, as they do in a new folder."""
+    names = [f"Task_{i % 2}/episode_{i:03d}" for i in range(8)]
+
+    def anew(count, seed):
+        return assign_splits(names[:count], ["s"] * count, 0.2, seed)
+
+    seed = next(n for n in range(1000) if anew(8, n)[:5] != anew(5, n))
+    source, out, options = tmp_path / "source", tmp_path / "data", PrepareOptions(seed=seed)
+
+    def splits(folder, options, *parts):
+        sources = [str(source / part) for part in parts or ("",)]
+        packed = prepare(sources, folder, options).dataset
+        return {Path(entry.path).name: entry.split for entry in packed.episodes}
+
+    write_data_set(source, 5, seconds=0.6)
+    first = splits(out, options)
+    for i in (5, 6, 7):
+        write_windows_episode(source / names[i], seed=i, seconds=0.6)
+    grown = splits(out, options)
+    assert {name: grown[name] for name in first} == first
+    new = splits(tmp_path / "new", options)
+    assert {name: new[name] for name in first} != first
+    before = tree(out)
+    splits(out, options)
+    assert tree(out) == before
+    # An episode that leaves the set and comes back is not forgotten; nor where the recordings have moved.
+    splits(out, options, "Task_0")
+    splits(out, options, "Task_1")
+    assert splits(out, options) == grown
+    source = source.rename(tmp_path / "elsewhere")
+    assert splits(out, options) == grown
+    # Another seed starts anew.
+    other = PrepareOptions(seed=seed + 1)
+    assert splits(out, other) == splits(tmp_path / "other", other)
 
 
 def test_a_run_killed_while_joining_leaves_the_old_set_and_completes_later(source, tmp_path, monkeypatch):

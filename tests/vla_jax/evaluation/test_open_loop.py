@@ -1,5 +1,6 @@
 import json
 
+import jax
 import numpy as np
 import pytest
 
@@ -78,6 +79,26 @@ def test_noise_of_a_sample_depends_on_seed_and_tick_alone(diffusion, workspace):
     assert np.abs(other.predicted - held_out.predicted).max() > 1e-3
 
 
+class NotingPolicy:
+    """Notes its keys."""
+
+    def __init__(self):
+        self.keys = []
+
+    def infer(self, observation, key):
+        self.keys.append(np.asarray(jax.random.key_data(key)))
+        return np.zeros((len(key), 8, 7), np.float32)
+
+
+def test_every_sample_has_a_key_of_its_own_by_seed_and_tick(workspace):
+    policy = NotingPolicy()
+    predictions = predict_split(policy, workspace.dataset, workspace.features, "val", batch_size=16, seed=5)
+    noted = np.concatenate(policy.keys)[: len(predictions.tick)]
+    assert len(np.unique(noted, axis=0)) == len(noted)
+    for tick, key in zip(predictions.tick[:3].tolist(), noted, strict=False):
+        np.testing.assert_array_equal(key, jax.random.key_data(jax.random.fold_in(jax.random.key(5), tick)))
+
+
 def test_the_policy_never_sees_the_future(policy, workspace, monkeypatch):
     """What enters `infer` is the same whatever actions follow the tick."""
     dataset, features = workspace.dataset, workspace.features
@@ -100,8 +121,19 @@ def test_the_anchor_is_past(workspace):
     dataset = workspace.dataset
     predictions = predict_split(AnchoredPolicy(), dataset, workspace.features, "all", batch_size=16)
     is_first = np.isin(predictions.tick, [entry.tick_start for entry in dataset.episodes])
-    before = np.where(is_first[:, None], 0, dataset.ticks.delta[np.maximum(predictions.tick - 1, 0)])
+    at_rest = np.array([0, 0, 0, 0, 0, 0, 1], np.float32)
+    before = np.where(is_first[:, None], at_rest, dataset.ticks.delta[np.maximum(predictions.tick - 1, 0)])
     np.testing.assert_array_equal(predictions.predicted, np.repeat(before[:, None], 8, axis=1))
+
+
+def test_the_previous_action_s_error_is_none_of_the_gripper_s(workspace, judged):
+    """The gripper is closed throughout, at an episode's first tick too."""
+    previous = judged.metrics["baselines"]["previous"]
+    assert previous["mse_per_dim"][6] == 0
+    assert previous["first_motion_mse"] * 6 / 7 == pytest.approx(previous["first_action_mse"])
+    assert judged.metrics["factors"]["previous"]["first_motion_mse"] == pytest.approx(
+        previous["first_motion_mse"] / judged.metrics["first_motion_mse"]
+    )
 
 
 def test_judgement_of_perfect_predictions(workspace):

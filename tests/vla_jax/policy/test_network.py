@@ -99,6 +99,26 @@ def test_predictions_do_not_depend_on_the_batch_or_on_padding(head, fusion):
     assert np.abs(sample(given.replace(vl=given.vl.at[:, 0].add(1.0))) - expected).max() > 1e-5
 
 
+def test_a_learned_vector_stands_for_the_sensor_of_the_rows_without_one():
+    """Those rows alone change with it; in the reference's way they are encoded zeros, whatever the window holds."""
+    given = observe()
+    without = ~np.asarray(given.has_sensor)
+    network = make(tiny())
+    before = np.asarray(network.sensor_features(given))
+    network.no_sensor[...] = network.no_sensor[...] + 1.0
+    after = np.asarray(network.sensor_features(given))
+    np.testing.assert_array_equal(after[without], np.asarray(network.no_sensor[...])[None])
+    np.testing.assert_array_equal(after[~without], before[~without])
+    everywhere = np.asarray(network.sensor_features(given.replace(sensor=None, has_sensor=None)))
+    np.testing.assert_array_equal(everywhere, np.asarray(network.no_sensor[...])[None].repeat(5, axis=0))
+    zeros = make(tiny(no_sensor_embedding=False))
+    features = np.asarray(zeros.sensor_features(given))
+    silent = given.replace(sensor=jnp.zeros_like(given.sensor), has_sensor=jnp.ones(5, bool))
+    np.testing.assert_allclose(
+        features[without], np.asarray(zeros.sensor_features(silent))[without], atol=1e-6
+    )
+
+
 def test_tokens_are_told_apart_by_slot_unless_pooled_by_mean():
     given = observe().replace(vl_mask=jnp.ones((5, 5), bool))
     turned = given.replace(vl=jnp.roll(given.vl, 1, axis=1))

@@ -84,6 +84,17 @@ def test_an_offset_of_the_detector_changes_nothing(offset):
     )
 
 
+def test_centring_takes_one_number_out_of_a_window(data):
+    """The profile over depth, which tells the layers apart, stays."""
+    window = np.zeros((1, 65, 1026), np.float32)
+    window[..., 1:] = np.linspace(20, 80, 1025)
+    there = np.asarray(make(data).normalise_sensor(jnp.asarray(window)))[0, :, 1:]
+    scale = statistics_of(*data)["sensor_centred"].std[1]
+    np.testing.assert_allclose(
+        there, np.broadcast_to(np.linspace(-30, 30, 1025) / scale, there.shape), atol=1e-4
+    )
+
+
 def test_none_leaves_everything_as_recorded(data):
     normaliser = make(data, actions="none", sensor="none", features="none")
     actions, windows = (x.astype(np.float32) for x in data)

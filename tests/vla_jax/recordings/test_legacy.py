@@ -125,6 +125,25 @@ def test_nothing_in_a_hostile_pickle_runs(make, protocol, tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["data.pkl"]
 
 
+@pytest.mark.parametrize("protocol", [0, 2, 4, 5])
+@pytest.mark.parametrize(
+    ("function", "arguments"),
+    [
+        (getattr, ("text", "__doc__")),
+        (eval, ("1 + 1",)),
+        (len, ("text",)),
+        (int, ("3",)),
+        (str.upper, ("text",)),
+    ],
+)
+def test_not_even_what_gives_a_harmless_value_is_called(function, arguments, protocol, tmp_path):
+    """getattr alone would reach everything else."""
+    path = tmp_path / "data.pkl"
+    path.write_bytes(pickle.dumps(Hostile(function, *arguments), protocol))
+    with pytest.raises(EpisodeError, match="wants to call "):
+        read_pickle(path)
+
+
 def shared(width, depth):
     """A list that holds one list `width` times, and so on: few bytes, width**depth entries."""
     wide = ["x"] * width

@@ -24,9 +24,10 @@ def source(tmp_path):
 
 def test_the_narrowest_label_decides(source):
     episodes = find_episodes([str(source)])
-    assert episodes[0].labels == (str(source), "lab", "Task_0", "episode_000")
+    assert episodes[0].labels == ("windows", str(source), "lab", "Task_0", "episode_000")
     assert choose_by_label(episodes, {"lab": 1, "Task_1": 2, "episode_003": 3}, "weight") == [1, 1, 2, 3]
     assert choose_by_label(episodes, {f"{source}/": 5}, "weight") == [5] * 4
+    assert choose_by_label(episodes, {"windows": 3, "Task_1": 2}, "weight") == [3, 3, 2, 2]
     alone = find_episodes([str(source / "Task_1" / "episode_003")])
     assert choose_by_label(alone, {"Task_1": 7}, "weight") == [7]
     matched = find_episodes([str(source / "Task_*")])
@@ -37,7 +38,7 @@ def test_an_unknown_label_names_what_there_is(source):
     episodes = find_episodes([str(source)])
     with pytest.raises(UserError, match=r"--weight Tsk_1=…: .* did you mean Task_1\?"):
         choose_by_label(episodes, {"Tsk_1": 1}, "weight")
-    with pytest.raises(UserError, match=r"--prompt other=…: .* there are .*Task_0, Task_1, lab"):
+    with pytest.raises(UserError, match=r"--prompt other=…: .* there are .*Task_0, Task_1, lab, windows"):
         choose_by_label(episodes, {"other": 1}, "prompt")
 
 

@@ -7,12 +7,22 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from flax import nnx  # noqa: E402
+
 from experiments.benchmarks import torch_heads  # noqa: E402
+from vla_jax.contracts.specs import FeatureSpec  # noqa: E402
+from vla_jax.dataset.statistics import action_statistics  # noqa: E402
 from vla_jax.errors import UserError  # noqa: E402
 from vla_jax.heads.diffusion import DiffusionConfig  # noqa: E402
 from vla_jax.heads.regression import RegressionConfig  # noqa: E402
 from vla_jax.models.config import FusionConfig, SensorEncoderConfig  # noqa: E402
+from vla_jax.policy.artifact import save_policy  # noqa: E402
 from vla_jax.policy.config import PolicyConfig  # noqa: E402
+from vla_jax.policy.insertion_policy import InsertionPolicy  # noqa: E402
+from vla_jax.policy.metadata import PolicyMetadata, unknown_data  # noqa: E402
+from vla_jax.policy.network import PolicyNetwork  # noqa: E402
+from vla_jax.preprocessing.config import NormalisationConfig  # noqa: E402
+from vla_jax.preprocessing.normaliser import make_normaliser  # noqa: E402
 from vla_jax.reference.conversion import export_checkpoint, import_checkpoint  # noqa: E402
 from vla_jax.reference.options import ReferenceOptions  # noqa: E402
 from vla_jax.reference.reference_policy import load_reference  # noqa: E402
@@ -124,6 +134,44 @@ def test_import_equals_torch_and_export_loads_strictly(tmp_path, model_type, fus
         assert fresh.state_dict()[name].dtype == tensor.dtype
     again, _ = import_checkpoint(tmp_path / "out.pt", tmp_path / "again", ReferenceOptions(**OPTIONS))
     assert again.config == policy.config
+    first, second = (acted(tmp_path / run, data) for run in ("run", "again"))
+    np.testing.assert_array_equal(first, second)
+    assert first.std() > 0
+
+
+def acted(run, data) -> np.ndarray:
+    """The actions of the policy in RUN."""
+    present = np.ones((len(data["vl"]), 1), bool)
+    policy = InsertionPolicy.from_checkpoint(run)
+    return policy.predict(data["vl"][:, :1], present, data["sensor"], present[:, 0])
+
+
+@pytest.mark.parametrize(
+    ("head", "fusion", "normalisation", "parts"),
+    [
+        ("regression", "none", NormalisationConfig(), "actions, features"),
+        ("regression", "none", NormalisationConfig(actions="none"), "features"),
+        ("diffusion", "concat", NormalisationConfig("min_max", "none", "none"), "actions"),
+        ("diffusion", "concat", NormalisationConfig("none", "centred", "none"), "sensor"),
+        ("regression", "none", NormalisationConfig("none", "centred", "none"), ""),
+    ],
+)
+def test_a_policy_that_scales_is_not_exported(tmp_path, head, fusion, normalisation, parts):
+    """Its weights alone would act by other numbers; a sensor that the network does not read does not matter."""
+    config = small_config(head, fusion)
+    network = PolicyNetwork(config, rngs=nnx.Rngs(0))
+    statistics = {"actions": action_statistics(np.random.default_rng(0).normal(size=(9, 7)))}
+    normaliser = make_normaliser(normalisation, statistics, np.full((1, 14), 0.5), np.full((1, 14), 2.0))
+    metadata = PolicyMetadata(
+        network=config, data=unknown_data(config), features=FeatureSpec(1, 14), normalisation=normalisation
+    )
+    save_policy(tmp_path / "run", network, normaliser, metadata)
+    if not parts:
+        assert export_checkpoint(tmp_path / "run", tmp_path / "out.pt")
+        return
+    with pytest.raises(UserError, match=rf"scales its {parts}, .*--recipe reference"):
+        export_checkpoint(tmp_path / "run", tmp_path / "out.pt")
+    assert not (tmp_path / "out.pt").exists()
 
 
 @pytest.mark.parametrize("layout", ["per part", "bare", "wrapped", "wrapped parts"])
@@ -192,9 +240,6 @@ def test_what_is_no_checkpoint_says_so(tmp_path, content, message):
 
 
 def test_a_network_the_reference_does_not_know_is_not_exported():
-    from flax import nnx
-
-    from vla_jax.policy.network import PolicyNetwork
     from vla_jax.reference.weights import reference_weights
 
     config = replace(

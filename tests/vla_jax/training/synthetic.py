@@ -56,16 +56,16 @@ class Trainer:
     def __init__(self, config, *, devices=1, fsdp=1):
         self.config = config
         self.mesh = make_mesh(devices, fsdp)
-        optimizer = make_optimizer(config.optimizer, config.steps)
-        abstract = abstract_state(config, optimizer, self.mesh)
-        self.state = initialise_state(config, optimizer, abstract)
+        self.optimizer = make_optimizer(config.optimizer, config.steps)
+        abstract = abstract_state(config, self.optimizer, self.mesh)
+        self.state = initialise_state(config, self.optimizer, abstract)
         self.structure = network_structure(config)
         everywhere = replicated(self.mesh)
         self.normaliser = jax.device_put(identity_normaliser(), everywhere)
         self.preprocessor = Preprocessor(self.normaliser)
         self.key = jax.device_put(jax.random.key(config.seed), everywhere)
         self.update = jax.jit(
-            functools.partial(train_step, config, self.structure, optimizer),
+            functools.partial(train_step, config, self.structure, self.optimizer),
             donate_argnums=1,
             out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, abstract), everywhere),
         )

@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 
+import jax
 import pytest
 
 from tests.vla_jax.evaluation.workspace import (
@@ -13,6 +14,8 @@ from tests.vla_jax.evaluation.workspace import (
     save_run,
     save_training,
 )
+from vla_jax.contracts.specs import FeatureSpec
+from vla_jax.dataset.packed_dataset import PackedDataset
 from vla_jax.errors import UserError
 from vla_jax.heads.regression import RegressionConfig
 from vla_jax.policy.artifact import load_policy
@@ -26,6 +29,7 @@ from vla_jax.training.loop import train
 from vla_jax.training.recipes import make_config
 from vla_jax.training.request import Request
 from vla_jax.training.sharding import make_mesh
+from vla_jax.training.unrestored import unrestored
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +87,40 @@ def test_data_without_sensor_are_fused_without_one_and_it_is_said(tmp_path):
     assert "has no sensor: fusion none" in note
     asked = beginning(blind, recipe="debug", settings={FUSION: "concat"})
     assert (asked.config.policy.fusion.strategy, asked.notes) == ("concat", ())
+
+
+def test_a_run_of_the_reference_s_recipe_says_what_it_does_not_restore(workspace, monkeypatch):
+    (note,) = beginning(workspace, recipe="reference").notes
+    assert "export --pooling mean" in note
+    assert "prepare --alignment index" in note
+    assert "windows=3" not in note
+    assert "BatchNorm" not in note
+    monkeypatch.setattr(jax, "device_count", lambda: 8)
+    (note,) = beginning(workspace, recipe="small_reference").notes
+    assert "BatchNorm's statistics for each GPU" in note
+    assert "BatchNorm" not in beginning(workspace, recipe="reference", settings={FUSION: "none"}).notes[0]
+    assert beginning(workspace, recipe="small").notes == ()
+
+
+@pytest.mark.parametrize(
+    ("weights", "restored"),
+    [
+        ([("legacy", 1), ("windows", 3)], True),
+        ([("legacy", 2), ("legacy", 1), ("windows", 3)], True),
+        ([("legacy", 1), ("windows", 1)], False),
+        ([("legacy", 1), ("legacy", 3), ("windows", 3)], False),
+        ([("windows", 1), ("capture", 1)], True),
+    ],
+)
+def test_the_reference_draws_windows_three_times_as_often(workspace, weights, restored):
+    entry = next(entry for entry in workspace.dataset.episodes if entry.split == "train")
+    mixed = PackedDataset.open(workspace.data)
+    mixed.episodes = tuple(
+        dataclasses.replace(entry, format=kind, weight=float(weight)) for kind, weight in weights
+    )
+    config = policy_config(workspace)
+    note = unrestored(config, FeatureSpec(1, 6), mixed)
+    assert ("windows=3" not in note) is restored
 
 
 def test_a_run_begins_with_the_network_of_a_checkpoint_and_the_recipe_s_training(workspace, tmp_path):
