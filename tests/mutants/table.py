@@ -115,7 +115,12 @@ TRAINING = [
             "if False:",
             NOISY,
         ),
-        ("noise on the features off", "if config.feature_noise:", "if False:", NOISY),
+        (
+            "noise on the features off",
+            "if config.feature_noise and features is not None:",
+            "if False:",
+            NOISY,
+        ),
         (
             "noise drawn for each row of a window",
             "per_channel = (sensor.shape[0], 1, sensor.shape[2])",
@@ -223,24 +228,31 @@ TRAINING = [
         ),
     ),
     *_of(
-        "vla_jax/training/loop.py",
+        "vla_jax/training/compilation.py",
         (
             "validation on training episodes",
-            '                "val",\n',
-            '                "train",\n',
+            '            "val",\n',
+            '            "train",\n',
             HELD_OUT,
         ),
-        (
-            "a resumed run fits a new normaliser",
-            "state, normaliser = restored.state, restored.normaliser",
-            "state, normaliser = restored.state, fit_normaliser(config, self.dataset, self.features)",
-            f"{NORMALISER_OF_A_RUN}::test_a_resumed_run_keeps_its_normaliser_whatever_the_statistics_say_now",
-        ),
+    ),
+    *_of(
+        "vla_jax/training/starting_point.py",
         (
             "feature moments over held-out episodes too",
             'ticks = features.sample_ticks("train")',
             'ticks = features.sample_ticks("all")',
             f"{NORMALISER_OF_A_RUN}::test_feature_moments_are_of_the_training_records_alone",
+        ),
+    ),
+    *_of(
+        "vla_jax/training/loop.py",
+        (
+            "a resumed run fits a new normaliser",
+            '            announce(f"resuming at step {start.step} of {config.steps}")\n',
+            "            fitted = new_start(config, optimizer, abstract, dataset, features, None, mesh).normaliser\n"
+            '            start = type(start)(**{**vars(start), "normaliser": fitted})\n',
+            f"{NORMALISER_OF_A_RUN}::test_a_resumed_run_keeps_its_normaliser_whatever_the_statistics_say_now",
         ),
     ),
     *_of(
