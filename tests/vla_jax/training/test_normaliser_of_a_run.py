@@ -10,7 +10,7 @@ from tests.vla_jax.evaluation.workspace import make_workspace
 from tests.vla_jax.training.test_loop import debug_config, run
 from vla_jax.dataset.packed_dataset import PackedDataset
 from vla_jax.policy.artifact import load_policy
-from vla_jax.training.loop import fit_normaliser
+from vla_jax.training.starting_point import fit_normaliser
 
 
 @pytest.fixture(scope="module")
