@@ -12,11 +12,13 @@ from typing import Annotated, Literal
 import tyro
 
 from experiments import cli
+from experiments.config_options import given, options_for
 from experiments.data import open_dataset
 from feature_cache.backbone import find_backbone
 from feature_cache.exporter import export
 from feature_cache.processor import parse_image_size
 from feature_cache.worklist import make_worklist, process_share
+from vla_jax.contracts.provenance import Provenance
 from vla_jax.dataset.options import EpisodeOptions, PrepareOptions
 from vla_jax.dataset.packed_dataset import INDEX_FILE, PackedDataset
 from vla_jax.dataset.preparation import prepare
@@ -24,6 +26,10 @@ from vla_jax.dataset.preparation import prepare
 DESCRIPTION = """Encodes the camera images and prompts of a data set with a frozen Qwen2.5-VL and writes the features
 into a cache. Interrupted exports go on where they were. On several GPUs:
 torchrun --nproc-per-node N -m experiments.export …"""
+
+FEATURES = {name: name for name in ("pooling", "grid", "layer", "dtype")}
+"""Option → the field of `Provenance` that it sets."""
+FeatureOptions = options_for(Provenance, FEATURES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,20 +41,14 @@ class Arguments:
     """Qwen2.5-VL: a local directory, or a model hub's name such as Qwen/Qwen2.5-VL-3B-Instruct."""
     cache: Path
     """Feature cache to fill; what it already has is skipped."""
-    pooling: Literal["grid", "mean", "last", "tokens"] = "grid"
-    """Slots per record: K×K cells of each image and the mean of the text; the mean of all tokens; the last
-    token; or all tokens."""
-    grid: int = 2
-    """Cells per side of each image, for `--pooling grid`."""
+    features: Annotated[object, tyro.conf.arg(name="", constructor=FeatureOptions)] = dataclasses.field(
+        default_factory=FeatureOptions
+    )
     image_size: str = "360x640"
     """HEIGHTxWIDTH, or a number of pixels: larger images are shrunk to this many pixels, keeping their shape; none
     is enlarged."""
     adapter: str | None = None
     """Directory of a PEFT LoRA adapter, merged into the backbone first."""
-    layer: int = -1
-    """Hidden layer to take: -1 is the last, 0 the embeddings."""
-    dtype: Literal["float16", "bfloat16"] = "float16"
-    """Number type of the stored features."""
     compute_dtype: Literal["float32", "bfloat16"] | None = None
     """Number type of the backbone; by default bfloat16 on a GPU and float32 on a CPU."""
     device: str | None = None
@@ -99,9 +99,7 @@ def _export(arguments: Arguments, dataset: PackedDataset) -> int | None:
     files = find_backbone(
         arguments.backbone, max_pixels=parse_image_size(arguments.image_size), adapter=arguments.adapter
     )
-    provenance = files.provenance(
-        pooling=arguments.pooling, grid=arguments.grid, layer=arguments.layer, dtype=arguments.dtype
-    )
+    provenance = files.provenance(**given(arguments.features, FEATURES))
     items = make_worklist(provenance.digest(), [(record.prompt, record.images) for record in required])
     summary = export(
         files,
@@ -122,7 +120,7 @@ def _export(arguments: Arguments, dataset: PackedDataset) -> int | None:
     print(
         f"{f'rank {rank} of {num_ranks}: ' if num_ranks > 1 else ''}"
         f"{arguments.cache}: {summary.num_written} records written{rate}, {summary.num_present} already there; "
-        f"features {provenance.name()} ({arguments.pooling} pooling)"
+        f"features {provenance.name()} ({provenance.pooling} pooling)"
     )
     if summary.num_elsewhere:
         print(

@@ -1,24 +1,27 @@
 """`python -m experiments.prepare`: checks recorded episodes and packs them into a data set."""
 
+import dataclasses
 import os
 from collections import Counter
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Annotated
 
 from rich.console import Console
 from rich.table import Table
 from tyro.conf import Positional, UseAppendAction, arg
 
 from experiments import cli
+from experiments.config_options import given, help_of, options_for
 from experiments.console import make_console
-from vla_jax.contracts.specs import LAB_ACTIONS
-from vla_jax.dataset.options import EpisodeOptions, PrepareOptions
+from vla_jax.dataset.options import PrepareOptions
 from vla_jax.dataset.packed_dataset import PackedDataset
 from vla_jax.dataset.preparation import FaultyEpisodesError, PrepareResult, prepare
 from vla_jax.errors import UserError
-from vla_jax.recordings.capture import CaptureOptions
 from vla_jax.recordings.findings import Finding
-from vla_jax.recordings.legacy import LegacyOptions
+from vla_jax.recordings.reader import EpisodeReader
+from vla_jax.recordings.registry import readers
+from vla_jax.training.settings import replaced
 
 NUM_ROWS_SHOWN = 40
 
@@ -26,6 +29,41 @@ NUM_ROWS_SHOWN = 40
 def _num_cpus() -> int:
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(16, usable)
+
+
+SETTINGS = {
+    "action_hz": "episode.action_hz",
+    "horizon": "horizon",
+    "alignment": "episode.alignment",
+    "strict": "strict",
+    "val_fraction": "val_fraction",
+    "seed": "seed",
+    "instruction": "instruction",
+    "views": "episode.views",
+    "sensor": "episode.sensor",
+    "vlm_reuse_count": "vlm_reuse_count",
+    "sensor_window_size": "sensor_window_size",
+    "sensor_dtype": "episode.sensor_dtype",
+}
+"""Option → the field of `PrepareOptions` that it sets."""
+SettingOptions = options_for(PrepareOptions, SETTINGS, values={"views": "VIEW [VIEW …]"})
+
+
+def _options_of_readers(known: Sequence[EpisodeReader]) -> type:
+    """Makes the options that only one reader has, of all readers."""
+    made = [options_for(reader.options, _names(reader)) for reader in known]
+    entries = [(entry.name, entry.type, entry.default) for each in made for entry in dataclasses.fields(each)]
+    return dataclasses.make_dataclass("ReaderOptions", entries, frozen=True)
+
+
+def _names(reader: EpisodeReader) -> dict[str, str]:
+    """Option → field of the reader's options: the same name."""
+    return {entry.name: entry.name for entry in dataclasses.fields(reader.options)}
+
+
+# Those of other programs are registered before this module is imported.
+READERS = readers()
+ReaderOptions = _options_of_readers(READERS)
 
 
 @dataclass(frozen=True)
@@ -36,70 +74,32 @@ class Arguments:
     """Folders or glob patterns; episodes of any format are found in them and below."""
     out: str
     """Folder of the packed data set; an existing data set there is replaced."""
-    action_hz: float = 10.0
-    """Rate of the actions in Hz; at most the rate of the recorded poses, and that of recorded actions."""
-    horizon: int = LAB_ACTIONS.horizon
-    """Actions that a policy predicts at once."""
-    alignment: Literal["timestamp", "index"] = "timestamp"
-    """timestamp: each tick sees the newest picture and sensor rows; index: pairs by position, as the reference."""
-    strict: bool = False
-    """Refuse the whole set when an episode is faulty, instead of leaving that episode out."""
-    val_fraction: float = 0.2
-    """Share of the episodes held out for validation, chosen by a hash of their names. Episodes of a data set that is
-    there keep their side; another share or seed chooses anew."""
-    seed: int = 0
-    """Seed of that choice."""
-    weight: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="NAME=NUMBER")] = ()
-    """How often training draws the samples of a source, of a folder in it, or of a format (legacy, windows, capture),
-    relative to the others (1)."""
-    prompt: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="NAME=TEXT")] = ()
-    """Prompt of a source, of a folder in it, or of a format, in place of the recorded one."""
-    instruction: str | None = None
-    """Prompt of all other episodes in place of their own. Without: that in metadata.json or data.pkl, else a
-    sentence with the task folder's name."""
-    views: Annotated[tuple[str, ...] | None, arg(metavar="VIEW [VIEW …]")] = None
-    """Camera views to keep; all by default."""
-    sensor: bool = True
-    """Whether to read the sensor; --no-sensor packs every episode as one without."""
-    allow_external_images: bool = False
-    """Read pictures outside an episode's folder where a legacy data.pkl names them."""
-    match_limit_ms: float = 10.0
-    """Drop a capture's picture that is further than this from every pose, in milliseconds."""
-    vlm_reuse_count: int = 3
-    """Control ticks that share one picture's features."""
-    sensor_window_size: int = 65
-    """Sensor rows that a sample sees."""
-    sensor_dtype: Literal["float16", "float32"] = "float16"
-    """Storage type of the sensor stream; float16 costs at most 0.05 % of a value."""
+    settings: Annotated[object, arg(name="", constructor=SettingOptions)] = field(
+        default_factory=SettingOptions
+    )
+    weight: Annotated[
+        UseAppendAction[tuple[str, ...]], arg(metavar="NAME=NUMBER", help=help_of(PrepareOptions, "weights"))
+    ] = ()
+    prompt: Annotated[
+        UseAppendAction[tuple[str, ...]], arg(metavar="NAME=TEXT", help=help_of(PrepareOptions, "prompts"))
+    ] = ()
+    readers: Annotated[object, arg(name="", constructor=ReaderOptions)] = field(default_factory=ReaderOptions)
     workers: int = 0
     """Processes that read episodes; 0 takes one per processor."""
 
 
 def main(arguments: Arguments) -> None:
     """Packs the sources and prints what is in the data set and what was found wrong."""
-    options = PrepareOptions(
-        episode=EpisodeOptions(
-            action_hz=arguments.action_hz,
-            alignment=arguments.alignment,
-            sensor_dtype=arguments.sensor_dtype,
-            views=None if arguments.views is None else tuple(sorted(set(arguments.views))),
-            sensor=arguments.sensor,
-            readers={
-                "legacy": LegacyOptions(arguments.allow_external_images),
-                "capture": CaptureOptions(arguments.match_limit_ms / 1000),
-            },
-        ),
-        horizon=arguments.horizon,
-        instruction=arguments.instruction,
-        prompts=_by_name("prompt", arguments.prompt),
-        weights={name: _number(name, text) for name, text in _by_name("weight", arguments.weight).items()},
-        strict=arguments.strict,
-        val_fraction=arguments.val_fraction,
-        seed=arguments.seed,
-        vlm_reuse_count=arguments.vlm_reuse_count,
-        sensor_window_size=arguments.sensor_window_size,
-        num_workers=arguments.workers or _num_cpus(),
-    )
+    weights = {name: _number(name, text) for name, text in _by_name("weight", arguments.weight).items()}
+    own = {reader.kind: reader.options(**given(arguments.readers, _names(reader))) for reader in READERS}
+    settings = {
+        **given(arguments.settings, SETTINGS),
+        "episode.readers": own,
+        "prompts": _by_name("prompt", arguments.prompt),
+        "weights": weights,
+        "num_workers": arguments.workers or _num_cpus(),
+    }
+    options = replaced(PrepareOptions(), settings)
     console = make_console()
     try:
         result = prepare(arguments.sources, arguments.out, options)

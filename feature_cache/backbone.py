@@ -13,7 +13,7 @@ from feature_cache.adapter import adapter_files, merge_adapter
 from feature_cache.content_digest import content_digest
 from feature_cache.pooling import slot_weights
 from feature_cache.processor import PreparedRecord, PromptImageProcessor
-from vla_jax.contracts.provenance import DEFAULT_MAX_PIXELS, Provenance
+from vla_jax.contracts.provenance import DEFAULT_MAX_PIXELS, Pooling, Provenance, StorageDtype
 from vla_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ class BackboneFiles:
     adapter_digest: str | None
 
     def provenance(
-        self, *, pooling: str = "grid", grid: int = 2, layer: int = -1, dtype: str = "float16"
+        self, *, pooling: Pooling = "grid", grid: int = 2, layer: int = -1, dtype: StorageDtype = "float16"
     ) -> Provenance:
         """Returns the provenance of features of this backbone; checks that the layer exists."""
         num_layers = self.config.text_config.num_hidden_layers

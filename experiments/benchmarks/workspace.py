@@ -11,7 +11,7 @@ import numpy as np
 
 from experiments.benchmarks.recorded_episodes import EpisodeShape, write_episodes
 from feature_cache.store import ShardWriter
-from vla_jax.contracts.provenance import Provenance
+from vla_jax.contracts.provenance import Pooling, Provenance
 from vla_jax.dataset.feature_table import FeatureTable, record_keys
 from vla_jax.dataset.packed_dataset import PackedDataset
 from vla_jax.dataset.preparation import PrepareOptions, prepare
@@ -52,7 +52,7 @@ class Workspace:
         return FeatureTable.open(dataset, self.cache)
 
 
-def made_up_provenance(name: str, pooling: str = "grid") -> Provenance:
+def made_up_provenance(name: str, pooling: Pooling = "grid") -> Provenance:
     """Returns an identity for features that no backbone made."""
     return Provenance(name, "made up", None, {}, "", pooling=pooling)
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from experiments import cache, export, tiny_backbone
-from experiments.export import Arguments
+from experiments.export import FEATURES, Arguments, FeatureOptions
 from feature_cache.store import FeatureStore
 from tests.commands import REPOSITORY, start_command
 from tests.vla_jax.recordings.recorded_episodes import write_data_set, write_windows_episode
@@ -44,7 +44,9 @@ def data(tmp_path_factory):
 
 
 def arguments(data, backbone, cache, **options):
-    return Arguments(data, backbone=str(backbone), cache=cache, device="cpu", threads=1, **options)
+    features = FeatureOptions(**{name: options.pop(name) for name in FEATURES if name in options})
+    own = {"features": features, "device": "cpu", "threads": 1}
+    return Arguments(data, backbone=str(backbone), cache=cache, **own, **options)
 
 
 def test_a_data_set_is_exported_and_opens_with_its_features(data, backbone, tmp_path, capsys):

@@ -1,10 +1,17 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
 from experiments import prepare
+from experiments.config_options import given
+from experiments.prepare import COMMAND, SETTINGS
 from tests.vla_jax.recordings.recorded_episodes import write_data_set, write_windows_episode
 from tests.vla_jax.recordings.test_legacy import write_legacy_episode
+from vla_jax.dataset.options import EpisodeOptions, PrepareOptions
 from vla_jax.dataset.packed_dataset import PackedDataset
+from vla_jax.recordings.registry import readers
+from vla_jax.training.settings import replaced
 
 
 def run(*argv):
@@ -115,3 +122,28 @@ def test_weights_and_prompts_are_given_by_name(source, tmp_path, capsys):
         assert run(source, "--out", tmp_path / "e", *wrong) == 2
         assert message in last_error(capsys)
     assert not (tmp_path / "e").exists()
+
+
+def test_every_option_is_a_documented_field(capsys):
+    parsed = COMMAND.parse(["SOURCE", "--out", "D", "--match-limit-ms", "2.5", "--views", "b", "a"])
+    assert given(parsed.readers, {"match_limit_ms": "match_limit_ms"}) == {"match_limit_ms": 2.5}
+    # What is not given is as in Python.
+    assert replaced(
+        PrepareOptions(), given(parsed.settings, SETTINGS) | {"episode.views": None}
+    ) == PrepareOptions(episode=EpisodeOptions())
+    with pytest.raises(SystemExit, match="0"):
+        COMMAND.run(["--help"])
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "--views VIEW [VIEW …] Camera views to keep; all by default. (default: None)" in shown
+    own = [entry.name for reader in readers() for entry in dataclasses.fields(reader.options)]
+    for option in (*SETTINGS, *own):
+        assert f"--{option.replace('_', '-')} " in shown.replace(",", " ")
+
+
+def test_a_reader_s_own_option_reaches_it(tmp_path):
+    write_data_set(tmp_path / "s", 1, seconds=1.0)
+    data = tmp_path / "d"
+    assert run(tmp_path / "s", "--out", data, "--match-limit-ms", 2.5) == 0
+    assert PackedDataset.open(data).index["episode_options"]["readers"] == {
+        "capture": {"match_limit_ms": 2.5}
+    }

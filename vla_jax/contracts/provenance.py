@@ -3,12 +3,14 @@
 import dataclasses
 import hashlib
 import json
-from typing import Any
+from typing import Any, Literal, get_args
 
 from vla_jax.errors import UserError
 
-POOLINGS = ("grid", "mean", "last", "tokens")
-STORAGE_DTYPES = ("float16", "bfloat16")
+Pooling = Literal["grid", "mean", "last", "tokens"]
+POOLINGS = get_args(Pooling)
+StorageDtype = Literal["float16", "bfloat16"]
+STORAGE_DTYPES = get_args(StorageDtype)
 
 # Part of every digest: raise it when the same inputs begin to give other features.
 KEY_VERSION = 1
@@ -33,14 +35,15 @@ class Provenance:
     """Settings of the image processor that change its output, the image size among them (JSON values)."""
     chat_template: str
     """Digest of the tokenizer and of the template that makes a token sequence of prompt and images."""
-    pooling: str = "grid"
-    """One of `POOLINGS`."""
+    pooling: Pooling = "grid"
+    """Slots per record: K×K cells of each image and the mean of the text; the mean of all tokens; the last token; or
+    all tokens."""
     grid: int = 2
-    """Cells per side of each image's grid; counts for `grid` pooling only."""
+    """Cells per side of each image, for `--pooling grid`."""
     layer: int = -1
-    """Hidden layer: -1 is the last, after the final norm; 0 the embeddings."""
-    dtype: str = "float16"
-    """Storage type, one of `STORAGE_DTYPES`."""
+    """Hidden layer to take: -1 is the last, after the final norm; 0 the embeddings."""
+    dtype: StorageDtype = "float16"
+    """Number type of the stored features."""
 
     def __post_init__(self):
         if self.pooling not in POOLINGS:

@@ -15,7 +15,7 @@ def upgraded_index(index: Mapping[str, Any], version: int) -> dict[str, Any]:
     options = dict(index["part_options"])
     own = {
         "legacy": ("allow_external_images", options.pop("allow_external_images"), False),
-        "capture": ("match_limit", options.pop("match_limit"), 0.01),
+        "capture": ("match_limit_ms", 1000 * options.pop("match_limit"), 10.0),
     }
     readers = {kind: {name: value} for kind, (name, value, default) in own.items() if value != default}
     return {

@@ -27,8 +27,8 @@ ASCAN_NAMES = ("alines", "aline")
 class CaptureOptions:
     """Settings of the `capture` reader."""
 
-    match_limit: float = 0.010
-    """A picture further than this many seconds from every pose is dropped and counted."""
+    match_limit_ms: float = 10.0
+    """Drop a capture's picture that is further than this from every pose, in milliseconds; they are counted."""
 
 
 class CaptureReader(EpisodeReader):
@@ -58,7 +58,7 @@ class CaptureReader(EpisodeReader):
             if path is not None:
                 recording.times, recording.state = pose_columns(read_csv_columns(path), path.name)
         with recording.collecting():
-            recording.views = _matched(_views(episode), recording, options.match_limit)
+            recording.views = _matched(_views(episode), recording, options.match_limit_ms / 1000)
         if with_sensor:
             with recording.collecting():
                 path = _only_file(episode, SENSOR_FILES)

@@ -27,7 +27,7 @@ class LegacyOptions:
     """Settings of the `legacy` reader."""
 
     allow_external_images: bool = False
-    """Accept pictures outside the episode's folder, where data.pkl says they are."""
+    """Read pictures outside an episode's folder where a legacy data.pkl names them."""
 
 
 class LegacyReader(EpisodeReader):

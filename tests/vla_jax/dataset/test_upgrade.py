@@ -25,6 +25,8 @@ def as_version_2(path):
     own = {"allow_external_images": False, "match_limit": 0.01}
     for given in options.pop("readers").values():
         own |= given
+    if "match_limit_ms" in own:
+        own["match_limit"] = own.pop("match_limit_ms") / 1000
     index["part_options"] = options | own | {"version": 2}
     index["format_version"] = index["meta"]["format_version"] = 2
     del index["spec"], index["columns"]
@@ -50,7 +52,7 @@ def source(tmp_path_factory):
 @pytest.mark.parametrize("alignment", ["timestamp", "index"])
 @pytest.mark.parametrize(
     "readers",
-    [{}, {"legacy": LegacyOptions(True), "capture": CaptureOptions(0.5)}],
+    [{}, {"legacy": LegacyOptions(True), "capture": CaptureOptions(500)}],
     ids=["defaults", "own options"],
 )
 def test_version_2_opens_with_equal_arrays_and_spec_and_is_taken_over(alignment, readers, source, tmp_path):
@@ -75,7 +77,7 @@ def test_version_2_opens_with_equal_arrays_and_spec_and_is_taken_over(alignment,
 def test_version_2_prepared_otherwise_is_read_again(source, tmp_path):
     prepare([str(source)], tmp_path / "old", PrepareOptions())
     as_version_2(tmp_path / "old")
-    options = PrepareOptions(episode=EpisodeOptions(readers={"capture": CaptureOptions(0.5)}))
+    options = PrepareOptions(episode=EpisodeOptions(readers={"capture": CaptureOptions(500)}))
     assert prepare([str(source)], tmp_path / "old", options).num_read == 4
 
 

@@ -50,7 +50,7 @@ def test_pictures_far_from_every_pose_are_dropped_and_counted(tmp_path):
     recording = CaptureReader().read(folder)
     assert len(recording.views["View3"]) == 10
     assert recording.notes == ["1 of 31 pictures dropped: no pose within 10 ms of them"]
-    strict = CaptureReader().read(folder, CaptureOptions(match_limit=0.001))
+    strict = CaptureReader().read(folder, CaptureOptions(match_limit_ms=1.0))
     assert strict.views == {}
     assert strict.notes == ["31 of 31 pictures dropped: no pose within 1 ms of them"]
 
