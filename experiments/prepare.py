@@ -106,6 +106,7 @@ def main(arguments: Arguments) -> None:
     except FaultyEpisodesError as error:
         _print_findings(console, error.findings)
         raise
+    _print_choices(console, result)
     _print_summary(console, result.dataset)
     _print_findings(console, result.findings)
     _print_result(console, result)
@@ -130,6 +131,15 @@ def _number(name: str, text: str) -> float:
         return float(text)
     except ValueError as error:
         raise UserError(f"--weight {name}={text} is no number") from error
+
+
+def _print_choices(console: Console, result: PrepareResult) -> None:
+    for folder, rows in result.choices.items():
+        table = Table("what", "taken from", title=folder, title_justify="left")
+        table.columns[1].overflow = "fold"
+        for what, source in rows:
+            table.add_row(what, source)
+        console.print(table, markup=False)
 
 
 def _print_summary(console: Console, dataset: PackedDataset) -> None:

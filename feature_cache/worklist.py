@@ -28,6 +28,9 @@ class EncodedImage(Protocol):
     def open(self) -> BinaryIO:
         """Opens the encoded image. Raises OSError where it cannot be read."""
 
+    def size(self) -> tuple[int, int]:
+        """Returns (height, width); of a frame of a video without decoding it. Raises OSError."""
+
 
 @dataclasses.dataclass(frozen=True)
 class ImageSource:
@@ -39,6 +42,11 @@ class ImageSource:
     def open(self) -> BinaryIO:
         """Opens the file."""
         return open(self.path, "rb")
+
+    def size(self) -> tuple[int, int]:
+        """Reads the image's head. Raises OSError where it cannot be read, or is no image."""
+        with self.open() as file, Image.open(file) as image:
+            return image.height, image.width
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,8 +102,7 @@ def count_tokens(
 
 def _image_size(source: EncodedImage) -> tuple[tuple[int, int], str | None]:
     try:
-        with source.open() as file, Image.open(file) as image:
-            return (image.height, image.width), None
+        return source.size(), None
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         return (0, 0), f"{source.path} ({getattr(error, 'strerror', None) or type(error).__name__})"
 

@@ -75,14 +75,14 @@ def make_grid(recording: Recording, options: EpisodeOptions) -> Grid:
         raise EpisodeError("a single pose: at least two are needed for an action")
     check_angle_jumps(times, poses)
     if options.alignment == "index":
-        rows = index_ticks(len(times), recording.rate_hz, options.action_hz)
+        rows = index_ticks(len(times), recording.rate_hz, options.rate_hz)
         ticks = times[rows]
     else:
-        ticks, rows = control_ticks(times, options.action_hz)
-        recording.notes += uneven_rate_notes(times, options.action_hz)
+        ticks, rows = control_ticks(times, options.rate_hz)
+        recording.notes += uneven_rate_notes(times, options.rate_hz)
     if len(ticks) < 2:
         raise EpisodeError(
-            f"{times[-1] - times[0]:.3g} s of poses are shorter than one action at {options.action_hz:g} Hz"
+            f"{times[-1] - times[0]:.3g} s of poses are shorter than one action at {options.rate_hz:g} Hz"
         )
     deltas = pose_deltas(poses[rows])
     ticks, rows = ticks[:-1], rows[:-1]
@@ -100,9 +100,9 @@ def _recorded_actions(recording: Recording, options: EpisodeOptions) -> Grid:
     assert times is not None, "what moved has times"
     assert actions is not None
     check_times(times, "actions")
-    if abs(rate / options.action_hz - 1) > NOMINAL_RATE_TOLERANCE:
+    if abs(rate / options.rate_hz - 1) > NOMINAL_RATE_TOLERANCE:
         raise EpisodeError(
-            f"actions are recorded at {rate:g} Hz, not at {options.action_hz:g} Hz; use --action-hz {rate:g}"
+            f"actions are recorded at {rate:g} Hz, not at {options.rate_hz:g} Hz; use --action-hz {rate:g}"
         )
     if actions.shape != (len(times), len(recording.action_names)) or not np.isfinite(actions).all():
         raise EpisodeError(

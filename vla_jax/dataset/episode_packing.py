@@ -56,8 +56,7 @@ def pack_episode(
     name = str(episode.path)
     try:
         reader = episode.reader
-        own = options.readers.get(reader.kind, reader.options())
-        recording = reader.read(episode.path, own, with_sensor=options.sensor)
+        recording = reader.read(episode.path, options.own(reader), with_sensor=options.sensor)
     except EpisodeError as error:
         return [Finding(name, str(error))]
     except OSError as error:

@@ -24,7 +24,7 @@ from vla_jax.dataset.split import assign_splits
 from vla_jax.dataset.split_memory import SplitMemory
 from vla_jax.dataset.statistics import SensorMoments, write_statistics
 from vla_jax.errors import UserError
-from vla_jax.recordings.discovery import EpisodeFolder
+from vla_jax.recordings.discovery import EpisodeFolder, without_part
 from vla_jax.storage.replacing import replace_folder, replace_text, temporary_folder
 from vla_jax.timing import refresh_ticks
 
@@ -77,6 +77,7 @@ def join(
         options.val_fraction,
         options.seed,
         memory.sides(paths),
+        [str(path.with_name(without_part(path.name))) for path in paths],
     )
     meta = _meta(episodes, options)
     entries = _entries(out, members, splits)
@@ -140,7 +141,7 @@ def _meta(episodes: Sequence[PackedEpisode], options: PrepareOptions) -> dict[st
     rates = [episode.info.sensor_hz for episode in episodes if episode.info.sensor_hz]
     return {
         "format_version": FORMAT_VERSION,
-        "action_hz": options.episode.action_hz,
+        "action_hz": options.episode.rate_hz,
         "horizon": options.horizon,
         "alignment": options.episode.alignment,
         "vlm_reuse_count": options.vlm_reuse_count,

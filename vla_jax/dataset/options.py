@@ -10,18 +10,21 @@ from typing import Any, Literal
 from vla_jax.contracts.specs import LAB_ACTIONS, Alignment
 from vla_jax.dataset.schema import Column
 from vla_jax.errors import UserError
+from vla_jax.recordings.reader import EpisodeReader
 from vla_jax.recordings.registry import reader_of
 
 # Raise it when the same files and options begin to give other packed episodes.
 EPISODE_VERSION = 3
+DEFAULT_ACTION_HZ = LAB_ACTIONS.rate_hz or 10.0
 
 
 @dataclass(frozen=True)
 class EpisodeOptions:
     """What decides a packed episode, beside the episode's files."""
 
-    action_hz: float = 10.0
-    """Rate of the actions in Hz; at most the rate of the recorded poses, and that of recorded actions."""
+    action_hz: float | None = None
+    """Rate of the actions in Hz; at most the rate of the recorded poses, and that of recorded actions. By default what
+    the episodes' format says of their actions, else 10."""
     alignment: Alignment = "timestamp"
     """timestamp: each tick sees the newest picture and sensor rows; index: pairs by position, as the reference."""
     sensor_dtype: Literal["float16", "float32"] = "float16"
@@ -37,11 +40,21 @@ class EpisodeOptions:
         if self.views is not None:
             object.__setattr__(self, "views", tuple(sorted(set(self.views))))
 
+    @property
+    def rate_hz(self) -> float:
+        """Rate of the actions; `prepare` has put in what the episodes say."""
+        return DEFAULT_ACTION_HZ if self.action_hz is None else self.action_hz
+
+    def own(self, reader: EpisodeReader) -> Any:
+        """Returns the options that only this reader has."""
+        return self.readers.get(reader.kind, reader.options())
+
     def to_json(self) -> dict[str, Any]:
         """Returns JSON values that are equal exactly where the same files give the same packed episode."""
         given = {kind: chosen for kind, chosen in self.readers.items() if chosen != reader_of(kind).options()}
         return {
             **vars(self),
+            "action_hz": self.rate_hz,
             "views": None if self.views is None else list(self.views),
             "readers": {kind: asdict(chosen) for kind, chosen in given.items()},
             "version": EPISODE_VERSION,
@@ -88,10 +101,8 @@ class PrepareOptions:
     """Processes that read episodes."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.episode.action_hz <= 1000:
-            raise UserError(
-                f"--action-hz {self.episode.action_hz:g} is impossible; give a rate in Hz above 0"
-            )
+        if not 0 < self.episode.rate_hz <= 1000:
+            raise UserError(f"--action-hz {self.episode.rate_hz:g} is impossible; give a rate in Hz above 0")
         if not 0 <= self.val_fraction < 1:
             raise UserError(
                 f"--val-fraction {self.val_fraction:g} is impossible; give a share from 0 to below 1"

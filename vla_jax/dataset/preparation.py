@@ -7,9 +7,9 @@ are taken from the data set that is already there.
 """
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from vla_jax.dataset.episode_packing import pack_episodes
@@ -20,8 +20,8 @@ from vla_jax.dataset.packed_episode import INFO_FILE, PackedEpisode, load_packed
 from vla_jax.dataset.schema import Column, registered_columns
 from vla_jax.dataset.window_span import window_span_note
 from vla_jax.errors import UserError
-from vla_jax.recordings.discovery import choose_by_label, find_episodes
-from vla_jax.recordings.findings import Finding
+from vla_jax.recordings.discovery import EpisodeFolder, choose_by_label, find_episodes
+from vla_jax.recordings.findings import EpisodeError, Finding
 from vla_jax.storage.locks import LOCK_FILE, locked
 from vla_jax.storage.replacing import is_temporary, remove_leftovers
 
@@ -42,12 +42,14 @@ class PrepareResult:
 
     num_read: episodes read in this run; the others were taken from the data set that was there.
     notes: on the set as a whole, in lines to show.
+    choices: folder → what was taken for what in its episodes, where their format leaves that open.
     """
 
     dataset: PackedDataset
     findings: tuple[Finding, ...]
     num_read: int
     notes: tuple[str, ...] = ()
+    choices: Mapping[str, Sequence[tuple[str, str]]] = field(default_factory=dict)
 
     @property
     def faulty(self) -> list[str]:
@@ -64,6 +66,7 @@ def prepare(sources: Sequence[str], out: str | Path, options: PrepareOptions) ->
     """
     out, columns = Path(out), registered_columns()
     episodes = find_episodes(sources)
+    choices, options = _ask_readers(episodes, options)
     prompts = choose_by_label(episodes, options.prompts, "prompt")
     weights = choose_by_label(episodes, options.weights, "weight")
     _check_out(out)
@@ -96,7 +99,40 @@ def prepare(sources: Sequence[str], out: str | Path, options: PrepareOptions) ->
     findings.sort(key=lambda finding: order[finding.episode])
     dataset = PackedDataset.open(out)
     notes = [note for note in (_split_note(current, dataset), window_span_note(dataset)) if note]
-    return PrepareResult(dataset, tuple(findings), len(jobs), tuple(notes))
+    return PrepareResult(dataset, tuple(findings), len(jobs), tuple(notes), choices)
+
+
+def _ask_readers(
+    episodes: Sequence[EpisodeFolder], options: PrepareOptions
+) -> tuple[dict[str, Sequence[tuple[str, str]]], PrepareOptions]:
+    """Returns what the readers chose, by folder, and the options with the rate that the episodes say.
+
+    Episodes in one folder are taken to be alike.
+
+    Raises:
+        UserError: options do not fit the episodes, or those have different rates.
+    """
+    choices: dict[str, Sequence[tuple[str, str]]] = {}
+    rates: dict[float, Path] = {}
+    asked = {(episode.reader.kind, episode.path.parent): episode for episode in episodes}
+    for (_, folder), episode in asked.items():
+        reader, own = episode.reader, options.episode.own(episode.reader)
+        try:
+            if chosen := reader.choices(episode.path, own):
+                choices[str(folder)] = chosen
+            rate = reader.action_hz(episode.path, own)
+        except EpisodeError as error:
+            raise UserError(f"{folder}: {error}") from error
+        if rate is not None:
+            rates.setdefault(rate, folder)
+    if options.episode.action_hz is not None or not rates:
+        return choices, options
+    if len(rates) > 1:
+        listed = ", ".join(f"{rate:g} Hz in {folder}" for rate, folder in rates.items())
+        raise UserError(
+            f"actions are recorded at different rates: {listed}; prepare them into data sets of their own"
+        )
+    return choices, replace(options, episode=replace(options.episode, action_hz=next(iter(rates))))
 
 
 def _split_note(before: PackedDataset | None, now: PackedDataset) -> str | None:

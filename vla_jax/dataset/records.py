@@ -34,6 +34,13 @@ class ImageRef:
         except EpisodeError as error:
             raise OSError(str(error)) from error
 
+    def size(self) -> tuple[int, int]:
+        """Returns (height, width). Raises OSError where it cannot be read."""
+        try:
+            return self.frame.size()
+        except EpisodeError as error:
+            raise OSError(str(error)) from error
+
     def read(self) -> bytes:
         """Returns the bytes of the encoded image. Raises OSError where it cannot be read."""
         with self.open() as handle:

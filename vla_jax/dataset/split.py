@@ -16,6 +16,7 @@ def assign_splits(
     val_fraction: float,
     seed: int,
     earlier: Sequence[str | None] | None = None,
+    recordings: Sequence[str] | None = None,
 ) -> list[str]:
     """Returns "train" or "val" for each episode.
 
@@ -30,7 +31,9 @@ def assign_splits(
     val_fraction: 0 holds nothing out.
     earlier: the side that each episode was on before (`vla_jax.dataset.split_memory`), None for new ones; all are new
         by default. With the same fraction and seed, that is: with others the split starts anew.
+    recordings: the recording that each episode is a part of; its parts move together. Each has its own by default.
     """
+    recordings = [str(i) for i in range(len(identities))] if recordings is None else recordings
     earlier = [None] * len(identities) if earlier is None else earlier
     fractions = [hash_fraction(identity, seed) for identity in identities]
     splits = [
@@ -41,8 +44,8 @@ def assign_splits(
         return splits
     for stratum in sorted(set(strata)):
         members = [i for i, name in enumerate(strata) if name == stratum]
-        _correct(splits, fractions, earlier, members, need_val=len(members) * val_fraction >= 1)
-    _correct(splits, fractions, earlier, list(range(len(splits))), need_val=True)
+        _correct(splits, fractions, earlier, recordings, members, need_val=len(members) * val_fraction >= 1)
+    _correct(splits, fractions, earlier, recordings, list(range(len(splits))), need_val=True)
     return splits
 
 
@@ -50,6 +53,7 @@ def _correct(
     splits: list[str],
     fractions: Sequence[float],
     earlier: Sequence[str | None],
+    recordings: Sequence[str],
     members: list[int],
     *,
     need_val: bool,
@@ -59,6 +63,11 @@ def _correct(
     new = [i for i in members if earlier[i] is None]
     held_out = {splits[i] for i in members}
     if need_val and "val" not in held_out:
-        splits[min(new or members, key=lambda i: (fractions[i], i))] = "val"
+        chosen, side = min(new or members, key=lambda i: (fractions[i], i)), "val"
     elif "train" not in held_out and new:
-        splits[max(new, key=lambda i: (fractions[i], i))] = "train"
+        chosen, side = max(new, key=lambda i: (fractions[i], i)), "train"
+    else:
+        return
+    for i, recording in enumerate(recordings):
+        if recording == recordings[chosen]:
+            splits[i] = side

@@ -60,7 +60,7 @@ def _sensor_rows(
         begin, end = newest_rows(ticks, stream.row_times, stream.segment_starts, MAX_SENSOR_AGE_SECONDS)
         without = int((end < 0).sum())
         # A recording may begin a moment after the poses; that needs no remark.
-        if without > MAX_SENSOR_AGE_SECONDS * options.action_hz:
+        if without > MAX_SENSOR_AGE_SECONDS * options.rate_hz:
             recording.notes.append(
                 f"sensor: {without} of {len(ticks)} ticks have none within {MAX_SENSOR_AGE_SECONDS:g} s before them"
             )

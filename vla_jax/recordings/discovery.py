@@ -3,6 +3,7 @@
 import difflib
 import glob
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,8 +49,13 @@ class EpisodeFolder:
 
 
 def episode_identity(path: Path) -> str:
-    """Returns `EpisodeFolder.identity` of the episode at an absolute path."""
-    return f"{path.parent.name}/{path.name}"
+    """Returns `EpisodeFolder.identity` of the episode at an absolute path; the parts of one recording share it."""
+    return f"{path.parent.name}/{without_part(path.name)}"
+
+
+def without_part(name: str) -> str:
+    """Returns an episode's name without the number of its part (`EpisodeReader.episodes`)."""
+    return re.sub(r"\.part-\d+$", "", name)
 
 
 def find_episodes(sources: Sequence[str]) -> list[EpisodeFolder]:
@@ -117,7 +123,7 @@ def _walk(root: Path, source: str) -> list[EpisodeFolder]:
             except EpisodeError as error:
                 raise UserError(f"{folder}: {error}") from error
             episodes += [EpisodeFolder(path, reader, source, root) for path in found]
-            subfolders.clear()
-        else:
-            subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+            if found:
+                subfolders.clear()
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
     return episodes

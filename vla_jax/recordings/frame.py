@@ -55,6 +55,16 @@ class Frame:
         with self.open() as handle:
             return handle.read()
 
+    def size(self) -> tuple[int, int]:
+        """Returns (height, width), by the head of the encoded image. Raises as `open` does."""
+        from PIL import Image, UnidentifiedImageError
+
+        try:
+            with self.open() as handle, Image.open(handle) as image:
+                return image.height, image.width
+        except (UnidentifiedImageError, Image.DecompressionBombError) as error:
+            raise EpisodeError(f"{self.locator}: is no picture ({type(error).__name__})") from error
+
 
 def frame_times(frames: Sequence[Frame]) -> Float[np.ndarray, " m"]:
     """Returns when the pictures of a view were taken, unix seconds."""
@@ -98,6 +108,9 @@ def check_frame(frame: Frame) -> bytes:
         data = frame.read()
     except OSError as error:
         raise EpisodeError(f"{frame.locator}: cannot be read ({error.strerror or error})") from error
+    if frame.kind == "video":
+        # Decoded already.
+        return data
     check_picture(
         str(frame.locator), data, ("JPEG", "PNG") if frame.kind == "file" else ("JPEG", "PNG", "PPM")
     )

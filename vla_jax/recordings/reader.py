@@ -48,9 +48,25 @@ class EpisodeReader(ABC):
     def episodes(self, folder: Path) -> Sequence[Path]:
         """Returns the episodes of a folder that it recognises: by default the folder itself is one.
 
-        A format with several in one folder makes up a path below it for each. Raises EpisodeError.
+        A format with several in one folder makes up a path below it for each; parts of one recording that must stay on
+        one side of the split are named NAME.part-0, NAME.part-1, …. None where a closer look shows that the folder is
+        of another kind: the search goes on below it. Raises EpisodeError.
         """
         return (folder,)
+
+    def action_hz(self, episode: Path, options: Any) -> float | None:
+        """Returns the rate at which the episode's actions were recorded, where the format says so: what a data set of
+        such episodes has by default. Raises EpisodeError.
+        """
+        return None
+
+    def choices(self, episode: Path, options: Any) -> Sequence[tuple[str, str]]:
+        """Returns what was taken for what, where a format leaves that open, for a table: (what, from where).
+
+        Raises:
+            EpisodeError: the options do not fit the episode.
+        """
+        return ()
 
     def frame(self, episode: Path, locator: str, time: float) -> Frame:
         """Returns a picture of an episode by the locator that a data set stored: by default, a file's path."""

@@ -5,11 +5,12 @@ from collections.abc import Collection
 from vla_jax.errors import UserError
 from vla_jax.recordings.capture import CaptureReader
 from vla_jax.recordings.legacy import LegacyReader
+from vla_jax.recordings.lerobot.reader import LeRobotReader
 from vla_jax.recordings.reader import EpisodeReader
 from vla_jax.recordings.windows import WindowsReader
 
 _READERS: dict[str, EpisodeReader] = {
-    reader.kind: reader for reader in (LegacyReader(), WindowsReader(), CaptureReader())
+    reader.kind: reader for reader in (LegacyReader(), WindowsReader(), CaptureReader(), LeRobotReader())
 }
 
 

@@ -24,10 +24,10 @@ def check_ordinary(path: Path, max_bytes: int) -> None:
         raise EpisodeError(f"{path.name}: {status.st_size} bytes are too many; at most {max_bytes} are read")
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
+def read_json_object(path: Path, max_bytes: int = MAX_TEXT_BYTES) -> dict[str, Any]:
     """Reads a JSON object. Raises EpisodeError for anything else."""
     try:
-        value = json.loads(_read_text(path))
+        value = json.loads(_read_text(path, max_bytes))
     except (ValueError, RecursionError) as error:
         raise EpisodeError(f"{path.name}: not valid JSON ({error})") from error
     if not isinstance(value, dict):
@@ -73,9 +73,9 @@ def _is_number_column(name: str) -> bool:
     return "timestamp" in name or name == "time" or name.startswith("pose_")
 
 
-def _read_text(path: Path) -> str:
+def _read_text(path: Path, max_bytes: int = MAX_TEXT_BYTES) -> str:
     try:
-        check_ordinary(path, MAX_TEXT_BYTES)
+        check_ordinary(path, max_bytes)
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
         raise EpisodeError(f"{path.name}: is missing") from error
