@@ -15,6 +15,7 @@ COMMANDS = {
     "inspect": "shows what a packed data set holds",
     "export": "writes the vision-language features that a data set needs into a cache",
     "cache": "looks after a feature cache: stats, verify, gc, merge, import",
+    "to_lerobot": "writes a data set, or recorded episodes, in LeRobot's format",
     "train": "trains a policy on all local devices",
     "evaluate": "judges a policy on recorded episodes",
     "compare": "tabulates training runs side by side",

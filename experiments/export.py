@@ -1,11 +1,7 @@
 """Writes the vision-language features that a data set needs: `python -m experiments.export DATA …`."""
 
-import contextlib
 import dataclasses
 import os
-import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -13,15 +9,13 @@ import tyro
 
 from experiments import cli
 from experiments.config_options import given, options_for
-from experiments.data import open_dataset
+from experiments.data import open_or_prepare
 from feature_cache.backbone import find_backbone
 from feature_cache.exporter import export
 from feature_cache.processor import parse_image_size
 from feature_cache.worklist import make_worklist, process_share
 from vla_jax.contracts.provenance import Provenance
-from vla_jax.dataset.options import EpisodeOptions, PrepareOptions
-from vla_jax.dataset.packed_dataset import INDEX_FILE, PackedDataset
-from vla_jax.dataset.preparation import prepare
+from vla_jax.dataset.packed_dataset import PackedDataset
 
 DESCRIPTION = """Encodes the camera images and prompts of a data set with a frozen Qwen2.5-VL and writes the features
 into a cache. Interrupted exports go on where they were. On several GPUs:
@@ -60,35 +54,11 @@ class Arguments:
 
 
 def main(arguments: Arguments) -> int | None:
-    with data_to_export(arguments.data) as dataset:
-        return _export(arguments, dataset)
-
-
-@contextlib.contextmanager
-def data_to_export(path: Path) -> Iterator[PackedDataset]:
-    """Opens a data set; prepares a folder of episodes for the time of the export.
-
-    The features are found again when these episodes are prepared for training: a key is made of prompt and pictures.
-
-    Raises:
-        UserError: nothing usable is there.
-    """
-    if not path.is_dir() or (path / INDEX_FILE).is_file():
-        yield open_dataset(path)
-        return
     num_workers = max(1, (os.cpu_count() or 1) // process_share()[1])
-    with tempfile.TemporaryDirectory(prefix="vla-jax-export-") as folder:
-        # Only prompts and pictures are needed.
-        options = PrepareOptions(episode=EpisodeOptions(sensor=False), num_workers=num_workers)
-        result = prepare([str(path)], Path(folder) / "data", options)
-        faults = [finding for finding in result.findings if finding.is_fault]
-        first = f", the first: {faults[0].episode}: {faults[0].reason}" if faults else ""
-        print(
-            f"{path}: recorded episodes, read with the defaults of `prepare`: {len(result.dataset.episodes)} used, "
-            f"{len(result.faulty)} faulty and left out{first}",
-            file=sys.stderr,
-        )
-        yield result.dataset
+    # Only prompts and pictures are needed, and the features are found again when these episodes are prepared for
+    # training: a key is made of both.
+    with open_or_prepare(arguments.data, sensor=False, num_workers=num_workers) as dataset:
+        return _export(arguments, dataset)
 
 
 def _export(arguments: Arguments, dataset: PackedDataset) -> int | None:

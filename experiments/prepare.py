@@ -1,7 +1,6 @@
 """`python -m experiments.prepare`: checks recorded episodes and packs them into a data set."""
 
 import dataclasses
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from tyro.conf import Positional, UseAppendAction, arg
 from experiments import cli
 from experiments.config_options import given, help_of, options_for
 from experiments.console import make_console
+from experiments.data import num_processors
 from vla_jax.dataset.options import PrepareOptions
 from vla_jax.dataset.packed_dataset import PackedDataset
 from vla_jax.dataset.preparation import FaultyEpisodesError, PrepareResult, prepare
@@ -24,11 +24,6 @@ from vla_jax.recordings.registry import readers
 from vla_jax.training.settings import replaced
 
 NUM_ROWS_SHOWN = 40
-
-
-def _num_cpus() -> int:
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(16, usable)
 
 
 SETTINGS = {
@@ -97,7 +92,7 @@ def main(arguments: Arguments) -> None:
         "episode.readers": own,
         "prompts": _by_name("prompt", arguments.prompt),
         "weights": weights,
-        "num_workers": arguments.workers or _num_cpus(),
+        "num_workers": arguments.workers or num_processors(),
     }
     options = replaced(PrepareOptions(), settings)
     console = make_console()

@@ -19,6 +19,7 @@ ROOMS = (
     "vla_jax.timing",
     "vla_jax.recordings",
     "vla_jax.dataset",
+    "vla_jax.publishing",
     "vla_jax.diffusion",
     "vla_jax.models",
     "vla_jax.heads",

@@ -22,8 +22,8 @@ class LeRobotOptions:
     action_feature: str | None = None
     """LeRobot: the actions as recorded; action by default."""
     action_units: tuple[str, ...] = ()
-    """LeRobot: unit of each number of the recorded actions, for instance mm deg none. The format does not say them;
-    errors are reported in mm and degrees only where they are so."""
+    """LeRobot: unit of each number of the recorded actions, for instance mm deg none. The format has no place for them,
+    only data sets written by vla-jax say them; errors are reported in mm and degrees where they are so."""
     pose_feature: str | None = None
     """LeRobot: makes actions of this feature instead of recorded ones: what its pose (x y z and a rotation) changes
     from row to row, in mm and degrees."""
@@ -152,7 +152,12 @@ def _units(actions: Feature | None, options: LeRobotOptions) -> tuple[str, ...]:
         raise EpisodeError(
             f"--action-units: {len(options.action_units)} are given, {actions.key} has {actions.size}"
         )
-    return tuple("" if unit == "none" else unit for unit in options.action_units) or ("",) * actions.size
+    told = actions.info.get("units")
+    is_told = (
+        isinstance(told, list) and len(told) == actions.size and all(isinstance(unit, str) for unit in told)
+    )
+    given = options.action_units or (tuple(told) if is_told else ())
+    return tuple("" if unit == "none" else unit for unit in given) or ("",) * actions.size
 
 
 def _gripper(index: DataSetIndex, pose: Feature, options: LeRobotOptions) -> tuple[Feature, int] | None:

@@ -1,0 +1,1 @@
+"""Writes packed data sets in the formats of others: LeRobot's."""
