@@ -33,7 +33,7 @@ class Arguments:
     out: Path | None = None
     """Directory for comparison.html and comparison.json, or the name of the .html file."""
     reach: float | None = None
-    """Held-out action error (mean square, mm and degrees) for which to say at which update each run reached it."""
+    """Held-out action error (mean square, actions' units) for which to say at which update each run reached it."""
 
 
 def main(arguments: Arguments) -> None:

@@ -18,7 +18,8 @@ from vla_jax.reporting.page import number
 DESCRIPTION = """Restores a policy and judges it on the episodes of the packed data set DATA, beside three baselines:
 the arm stands still (zero), the mean action of the training episodes (mean), the last action again (previous).
 
-Writes REPORT/metrics.json, REPORT/report.html and REPORT/predictions.npz. All errors are in mm and degrees."""
+Writes REPORT/metrics.json, REPORT/report.html and REPORT/predictions.npz. Errors are in the actions' own
+units, mm and degrees of the lab's arm."""
 
 # First actions are what `previous` is good at; with the gripper in them the figure would say little.
 METRICS = ("overall_mse", "motion_mse", "first_motion_mse", "overall_mae")

@@ -66,7 +66,8 @@ class Arguments:
     """Options of `prepare`."""
 
     sources: Annotated[Positional[tuple[str, ...]], arg(metavar="SOURCE [SOURCE …]")]
-    """Folders or glob patterns; episodes of any format are found in them and below."""
+    """Folders or glob patterns; episodes of any format are found in them and below. hub:USER/NAME or
+    hub:USER/NAME@REVISION is a data set of the model hub."""
     out: str
     """Folder of the packed data set; an existing data set there is replaced."""
     settings: Annotated[object, arg(name="", constructor=SettingOptions)] = field(

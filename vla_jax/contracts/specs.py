@@ -49,6 +49,12 @@ class ActionSpec:
         """Returns the dimensions that have this unit."""
         return tuple(i for i, name in enumerate(self.units) if name == unit)
 
+    @property
+    def unit_text(self) -> str:
+        """The units in words, for instance "mm and degrees"; what is not known is called the data's own."""
+        known = dict.fromkeys("degrees" if unit == "deg" else unit for unit in self.units if unit)
+        return " and ".join(known) or "the data's own units"
+
     def differences(self, other: "ActionSpec") -> list[str]:
         """Returns where `other`, the policy's, disagrees; limits may differ."""
         return _disagreements(self, other, ("names", "units", "horizon", "rate_hz"), "action ")

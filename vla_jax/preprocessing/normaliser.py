@@ -29,7 +29,7 @@ FEATURE_SCALE_FLOOR = 0.1
 class Normaliser:
     """Offsets and scales, all float32: normalised = (physical − offset) / scale.
 
-    action_offset, action_scale: [a], mm and degrees per control tick; scale 0 marks a constant dimension.
+    action_offset, action_scale: [a], in the actions' own units; scale 0 marks a constant dimension.
     force_offset, force_scale, ascan_scale: scalars in the recorded units.
     feature_offset, feature_scale: [s, v], or [1, v] where slots have no fixed meaning.
     centre_ascan: whether the window's mean A-scan value is taken out.
@@ -45,13 +45,13 @@ class Normaliser:
     centre_ascan: bool = dataclasses.field(metadata={"static": True}, default=True)
 
     def normalise_actions(self, actions: Float[ArrayLike, "*b h a"]) -> Float[Array, "*b h a"]:
-        """Maps action deltas in mm and degrees to network units."""
+        """Maps actions in their own units (mm and degrees of the lab's arm) to network units."""
         return _standardise(
             actions, self.action_offset, jnp.where(self.action_scale > 0, self.action_scale, 1.0)
         )
 
     def denormalise_actions(self, actions: Float[Array, "*b h a"]) -> Float[Array, "*b h a"]:
-        """Maps network outputs to action deltas in mm and degrees; inverse of `normalise_actions` on the data."""
+        """Maps network outputs to actions in their own units; inverse of `normalise_actions` on the data."""
         return actions * _align(self.action_scale, actions) + _align(self.action_offset, actions)
 
     def normalise_sensor(self, window: Float[ArrayLike, "*b t c"]) -> Float[Array, "*b t c"]:
@@ -91,6 +91,10 @@ def make_normaliser(
     actions = statistics["actions"]
     if config.actions == "mean_std":
         action_offset, action_scale = actions.mean, _scale_or(0.0, actions.std)
+        # An open or closed gripper: by its deviation, the rarer of both would lie many of them away.
+        two = is_two_valued(actions)
+        action_offset = np.where(two, (actions.max + actions.min) / 2, action_offset)
+        action_scale = np.where(two, (actions.max - actions.min) / 2, action_scale)
     elif config.actions == "min_max":
         action_offset = (actions.max + actions.min) / 2
         action_scale = _scale_or(0.0, (actions.max - actions.min) / 2)
@@ -110,6 +114,16 @@ def make_normaliser(
         feature_scale=jnp.asarray(feature_std, jnp.float32),
         centre_ascan=config.sensor == "centred",
     )
+
+
+def is_two_valued(statistics: Any) -> Bool[np.ndarray, " d"]:
+    """Tells which dimensions take two values only, by their `FeatureStatistics`.
+
+    No distribution between min and max with this mean varies more than the one that takes only those two values
+    (Bhatia and Davis 2000): (max − mean)(mean − min).
+    """
+    largest = (statistics.max - statistics.mean) * (statistics.mean - statistics.min)
+    return (largest > CONSTANT_SPREAD**2) & (np.square(statistics.std) > (1 - 1e-6) * largest)
 
 
 def feature_moments(

@@ -31,6 +31,7 @@ def write_video(
                 size = pixels.shape[:2]
                 try:
                     stream = container.add_stream(ENCODERS[options.codec], rate=fps, options=settings)
+                    assert isinstance(stream, av.VideoStream), "as the encoder makes"
                 except (av.FFmpegError, ValueError) as error:
                     raise UserError(
                         f"--codec {options.codec}: this PyAV has no {ENCODERS[options.codec]}"

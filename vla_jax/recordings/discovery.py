@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from vla_jax.errors import UserError
+from vla_jax.recordings import hub
 from vla_jax.recordings.findings import EpisodeError
 from vla_jax.recordings.reader import EpisodeReader
 from vla_jax.recordings.registry import readers, recognise
@@ -59,7 +60,8 @@ def without_part(name: str) -> str:
 
 
 def find_episodes(sources: Sequence[str]) -> list[EpisodeFolder]:
-    """Returns every episode under the given folders or glob patterns, each once, in order of its path.
+    """Returns every episode under the given folders, glob patterns or data sets of the model hub
+    (`vla_jax.recordings.hub`), each once, in order of its path.
 
     Raises:
         UserError: a source does not exist, or holds no episode.
@@ -104,6 +106,8 @@ def choose_by_label(
 
 
 def _expand(source: str) -> list[Path]:
+    if source.startswith(hub.PREFIX):
+        return [hub.fetch(source)]
     path = Path(source).expanduser()
     if path.exists():
         return [path if path.is_dir() else path.parent]

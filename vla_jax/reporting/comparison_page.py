@@ -37,7 +37,7 @@ class Row:
 
 
 def compare(histories: Sequence[RunHistory], limit: float | None = None) -> list[Row]:
-    """Returns a row per run. limit: held-out action error (mean square, mm and degrees) to reach."""
+    """Returns a row per run. limit: held-out action error (mean square, in the actions' units) to reach."""
     rows = []
     for name, history in zip(run_names(histories), histories, strict=True):
         loss, error = history.curves.get(LOSS), history.curves.get(BEST_METRIC)
@@ -83,8 +83,8 @@ def cells(row: Row, limit: float | None) -> dict[str, str]:
 
 
 NOTE = (
-    "Held-out MSE: of sampled actions, all dimensions and the whole horizon, in mm and degrees, by the weights that "
-    "evaluation uses. Losses of different model types or weights are not comparable. Minutes: all updates, without "
+    "Held-out MSE: of sampled actions, all dimensions and the whole horizon, in the actions' units, by the weights "
+    "that evaluation uses. Losses of different model types or weights are not comparable. Minutes: all updates, without "
     "validation, saving and compilation. Data wait: share of the updates' time."
 )
 

@@ -31,7 +31,7 @@ def report_html(metrics: Mapping[str, Any], figures: Sequence[ReportFigure], act
     episodes = f"{data['episodes']} episode{'s' if data['episodes'] != 1 else ''}"
     lead = (
         f"Judged on {data['samples']} samples of {episodes}, split “{data['split']}”, "
-        f"in mm and degrees per control tick ({number(data.get('action_hz'))} Hz)."
+        f"in {actions.unit_text} per control tick ({number(data.get('action_hz'))} Hz)."
     )
     parts = [
         _cards(metrics, actions),
@@ -57,13 +57,18 @@ def factor(value: float | None) -> Cell:
 
 
 def _cards(metrics: Mapping[str, Any], actions: ActionSpec) -> str:
-    factors = metrics["factors"]
+    factors, final_mm = metrics["factors"], metrics["drift"]["final_mm"]
+    drift = (
+        [("final drift", f"{number(final_mm)} mm", "open loop, mean of episodes")]
+        if final_mm is not None
+        else []
+    )
     return cards(
         [
             ("overall MSE", number(metrics["overall_mse"]), f"all {actions.size} dimensions, whole horizon"),
             ("better than zero", factor(factors["zero"]["overall_mse"]).text, _by_motion(factors["zero"])),
             ("better than mean", factor(factors["mean"]["overall_mse"]).text, _by_motion(factors["mean"])),
-            ("final drift", f"{number(metrics['drift']['final_mm'])} mm", "open loop, mean of episodes"),
+            *drift,
             ("latency", f"{number(metrics['latency']['p50_ms'])} ms", "median, one observation"),
         ]
     )

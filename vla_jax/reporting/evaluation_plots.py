@@ -75,16 +75,20 @@ def trace_figure(traces: Sequence[Trace], actions: ActionSpec) -> bytes:
 def horizon_figure(per_horizon: Mapping[str, Mapping[str, Sequence[float | None]]]) -> bytes:
     """Draws the error at each step of the horizon, for the policy and the baselines.
 
-    per_horizon: name → metrics with translation_rmse_per_horizon and rotation_rmse_per_horizon.
+    per_horizon: name → metrics with translation_rmse_per_horizon and rotation_rmse_per_horizon; where neither is
+    defined, with mse_per_horizon.
     """
     figure = new_figure(3.1)
-    left, right = figure.subplots(1, 2)
-    for axis, key, unit in (
-        (left, "translation_rmse_per_horizon", "mm"),
-        (right, "rotation_rmse_per_horizon", "deg"),
-    ):
+    wanted = {"translation_rmse_per_horizon": "mm", "rotation_rmse_per_horizon": "deg"}
+    shown = {
+        key: unit for key, unit in wanted.items() if any(v is not None for v in per_horizon["policy"][key])
+    }
+    shown = shown or {"mse_per_horizon": "own units"}
+    axes = figure.subplots(1, len(shown), squeeze=False)[0]
+    for axis, (key, unit) in zip(axes, shown.items(), strict=True):
         for name, metrics in per_horizon.items():
             values = np.array([np.nan if value is None else value for value in metrics[key]])
+            values = np.sqrt(values) if key == "mse_per_horizon" else values
             axis.plot(
                 np.arange(1, len(values) + 1),
                 values,
@@ -96,8 +100,8 @@ def horizon_figure(per_horizon: Mapping[str, Mapping[str, Sequence[float | None]
             )
         axis.set_ylim(bottom=0)
         axis.set_xlabel("step of the horizon")
-        axis.set_ylabel(f"{key.split('_')[0]} error, RMS [{unit}]")
-    handles, labels = left.get_legend_handles_labels()
+        axis.set_ylabel(f"{key.split('_')[0].replace('mse', 'action')} error, RMS [{unit}]")
+    handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False, fontsize=9)
     return png(figure)
 

@@ -71,7 +71,7 @@ def make_report_directory(out: Path) -> None:
 def report_figures(evaluation: Evaluation, dataset: PackedDataset) -> list[ReportFigure]:
     """Draws the figures of the report."""
     metrics, predictions = evaluation.metrics, evaluation.predictions
-    drift, actions = metrics["drift"], dataset.spec.actions
+    actions = dataset.spec.actions
     return [
         ReportFigure(
             "Predicted and recorded actions",
@@ -81,9 +81,26 @@ def report_figures(evaluation: Evaluation, dataset: PackedDataset) -> list[Repor
         ),
         ReportFigure(
             "Error along the horizon",
-            "Root mean square length of the error vector at each of the predicted steps.",
+            "Root mean square length of the error vector at each of the predicted steps; where no action is in mm or "
+            "degrees, root mean square error of all dimensions.",
             horizon_figure({"policy": metrics, **metrics["baselines"]}),
         ),
+        *_drift_figures(evaluation, dataset),
+        ReportFigure(
+            "Predicted against recorded",
+            "Every step of every chunk (a random share of them, where there are many); a perfect policy lies on "
+            "the diagonal.",
+            scatter_figure(predictions.predicted, predictions.target, metrics["r2_per_dim"], actions),
+        ),
+    ]
+
+
+def _drift_figures(evaluation: Evaluation, dataset: PackedDataset) -> list[ReportFigure]:
+    """Draws the drift; where no action is in mm or degrees, there is none."""
+    drift, actions = evaluation.metrics["drift"], dataset.spec.actions
+    if not actions.dims("mm") and not actions.dims("deg"):
+        return []
+    return [
         ReportFigure(
             "Open-loop drift",
             "Whole chunks executed one after another from the first pose, while the observations are the recorded "
@@ -91,13 +108,7 @@ def report_figures(evaluation: Evaluation, dataset: PackedDataset) -> list[Repor
             f"{number(drift['final_deg'])} degrees on average, {number(drift['worst_mm'])} mm and "
             f"{number(drift['worst_deg'])} degrees at worst.",
             drift_figure(evaluation.drifts, dataset.meta.action_hz),
-        ),
-        ReportFigure(
-            "Predicted against recorded",
-            "Every step of every chunk (a random share of them, where there are many); a perfect policy lies on "
-            "the diagonal.",
-            scatter_figure(predictions.predicted, predictions.target, metrics["r2_per_dim"], actions),
-        ),
+        )
     ]
 
 
