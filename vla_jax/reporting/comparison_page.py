@@ -84,8 +84,8 @@ def cells(row: Row, limit: float | None) -> dict[str, str]:
 
 NOTE = (
     "Held-out MSE: of sampled actions, all dimensions and the whole horizon, in the actions' units, by the weights "
-    "that evaluation uses. Losses of different model types or weights are not comparable. Minutes: all updates, without "
-    "validation, saving and compilation. Data wait: share of the updates' time."
+    "that evaluation uses. Losses of different model types or weights are not comparable. Minutes: all updates, "
+    "without validation, saving and compilation. Data wait: share of the updates' time."
 )
 
 

@@ -209,8 +209,9 @@ def _sensor_hz(index: DataSetIndex, sensor: Feature | None, options: LeRobotOpti
 
 
 def _text(feature: Feature) -> str:
-    names = ", ".join(feature.names or ())
-    return f"{feature.key} [{_size(feature)}]" + (f" ({names})" if 0 < len(names) <= 100 else "")
+    names = feature.names or ()
+    listed = ", ".join(names if len(names) <= 10 else (*names[:2], "…", names[-1]))
+    return f"{feature.key} [{_size(feature)}]" + (f" ({listed})" if listed else "")
 
 
 def _size(feature: Feature) -> str:

@@ -77,7 +77,7 @@ class _PictureColumn:
         self.path, self.column = path, column
         self.lock = threading.Lock()
         self._pieces: Iterator[Any] = iter(())
-        self._next = -1
+        self._next: int | None = None
         self._kept: OrderedDict[int, bytes | None] = OrderedDict()
 
     def image(self, row: int) -> bytes | None:
@@ -85,7 +85,7 @@ class _PictureColumn:
         with self.lock:
             if row in self._kept:
                 return self._kept[row]
-            if not self._next <= row < self._next + MAX_SKIP_ROWS:
+            if self._next is None or not self._next <= row < self._next + MAX_SKIP_ROWS:
                 self._pieces = read_batches(self.path, self.column, row, 1 << 62, BATCH_ROWS)
                 self._next = row
             for piece in self._pieces:
@@ -97,7 +97,7 @@ class _PictureColumn:
                     self._kept.popitem(last=False)
                 if row < self._next:
                     return self._kept[row]
-            self._next = -1
+            self._next = None
         raise EpisodeError(f"{self.path.name}: has no row {row} (truncated?)")
 
 

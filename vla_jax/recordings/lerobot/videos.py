@@ -42,7 +42,7 @@ class VideoDecoder:
             raise EpisodeError(f"{path.name}: cannot be opened as MP4 ({_reason(error)})") from error
         if not self._container.streams.video:
             self._container.close()
-            raise EpisodeError(f"{path.name}: has no video")
+            raise EpisodeError(f"{path.name}: has no video (truncated?)")
         stream = self._container.streams.video[0]
         stream.thread_type = "AUTO"
         self._stream = stream
