@@ -63,7 +63,8 @@ def join_videos(path: Path, parts: Sequence[tuple[Path, int]], fps: int) -> None
             with av.open(str(part), format="mp4") as source:
                 recorded = source.streams.video[0]
                 if stream is None:
-                    stream = container.add_stream_from_template(recorded)
+                    # Its packets are copied, so that no encoder is asked for.
+                    stream = container.add_stream_from_template(recorded, opaque=True)
                 assert recorded.time_base is not None, "as every stream of an MP4 has"
                 offset = round(num_before / fps / recorded.time_base)
                 for packet in source.demux(recorded):
