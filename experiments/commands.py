@@ -27,6 +27,7 @@ COMMANDS = {
     "benchmarks.training": "times training, from recorded data to updated weights, beside PyTorch",
     "benchmarks.data": "times how fast training is fed, beside the reference's way",
     "benchmarks.prepare": "times how fast episodes are packed",
+    "benchmarks.lerobot": "times how fast LeRobot data sets' pictures are read, beside the lerobot package",
     "benchmarks.cache": "times the feature cache beside the reference's way",
 }
 """What `python -m experiments.NAME` and `vla-jax NAME` take, in the order of a project, and what each does."""

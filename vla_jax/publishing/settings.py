@@ -1,18 +1,20 @@
 """What a published data set is told to be."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from vla_jax.errors import UserError
 
-ENCODERS = {"h264": "libx264", "av1": "libsvtav1"}
+Codec = Literal["h264", "av1"]
+CODECS: tuple[Codec, ...] = get_args(Codec)
+ENCODERS: dict[Codec, str] = {"h264": "libx264", "av1": "libsvtav1"}
 
 
 @dataclass(frozen=True)
 class PublishOptions:
     """Settings of a LeRobot data set. The docstrings are what `to-lerobot --help` says of these options."""
 
-    codec: Literal["h264", "av1"] = "h264"
+    codec: Codec = "h264"
     """Video codec. h264 is decoded everywhere; av1 is smaller, and what LeRobot itself writes."""
     crf: int | None = None
     """Quality of the video: lower is better and larger; 23 for h264 and 30 for av1 by default."""

@@ -1,5 +1,6 @@
 """Writes videos: one for each episode and camera, which are then joined without encoding them again."""
 
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -20,6 +21,8 @@ def write_video(
     """
     import av
 
+    # The encoder would print its configuration for each video.
+    os.environ.setdefault("SVT_LOG", "1")
     count, size = 0, None
     settings = {"crf": str(options.quality), "g": str(options.keyframe_every)}
     # Without frames that refer to later ones, decoding order is time's, and files can be put one after another.

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vla_jax.preprocessing.config import NormalisationConfig
-from vla_jax.preprocessing.normaliser import feature_moments, make_normaliser
+from vla_jax.preprocessing.normaliser import feature_moments, is_two_valued, make_normaliser
 
 
 def statistics_of(actions, windows):
@@ -59,6 +59,33 @@ def test_min_max_fills_the_range_the_sampler_clips_to_and_leaves_a_constant_at_z
 def test_a_constant_dimension_comes_back_as_the_constant_whatever_the_network_says(data, scaling):
     said = jnp.asarray(np.random.default_rng(0).normal(size=(3, 8, 7)).astype(np.float32))
     np.testing.assert_array_equal(make(data, actions=scaling).denormalise_actions(said)[..., 6], 1.0)
+
+
+def test_an_open_or_closed_gripper_is_scaled_by_its_two_values(data):
+    actions, windows = data
+    actions = actions.copy()
+    # Open in one of fifty: by its deviation it would lie seven of them away.
+    actions[..., 6] = np.arange(actions[..., 6].size).reshape(actions.shape[:2]) % 50 == 0
+    normaliser = make((actions, windows), actions="mean_std")
+    scaled = np.asarray(normaliser.normalise_actions(actions))
+    assert set(np.unique(scaled[..., 6]).tolist()) == {-1.0, 1.0}
+    np.testing.assert_allclose(normaliser.denormalise_actions(scaled)[..., 6], actions[..., 6], atol=1e-6)
+    # The others are as they were.
+    np.testing.assert_allclose(scaled[..., :6].std((0, 1)), 1.0, rtol=1e-5)
+
+
+def test_only_two_values_count_as_two():
+    def of(*values):
+        x = np.array(values, float)[:, None]
+        return bool(
+            is_two_valued(SimpleNamespace(mean=x.mean(0), std=x.std(0), min=x.min(0), max=x.max(0)))[0]
+        )
+
+    assert of(0, 1, 1, 1)
+    assert of(-3.0, 1e3, -3.0)
+    assert not of(2.0, 2.0)
+    assert not of(0, 1, 1, 0.99)
+    assert not of(0, 0.5, 1)
 
 
 def test_sensor_windows_have_unit_scale(data):
