@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Protocol
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -15,7 +15,7 @@ from vla_jax.errors import UserError
 
 
 class EncodedImage(Protocol):
-    """One image: what to call it, its bytes, and the digest they had when the data set was prepared."""
+    """One image: what to call it, how to read it, and the digest it had when the data set was prepared."""
 
     @property
     def path(self) -> Path | str:
@@ -23,10 +23,10 @@ class EncodedImage(Protocol):
 
     @property
     def digest(self) -> str:
-        """Of its bytes, when the data set was prepared."""
+        """Of its content, when the data set was prepared."""
 
-    def open(self) -> BinaryIO:
-        """Opens the encoded image. Raises OSError where it cannot be read."""
+    def load(self) -> tuple[bytes, str]:
+        """Returns the encoded image and the digest of its content now. Raises OSError where it cannot be read."""
 
     def size(self) -> tuple[int, int]:
         """Returns (height, width); of a frame of a video without decoding it. Raises OSError."""
@@ -39,13 +39,14 @@ class ImageSource:
     path: str
     digest: str
 
-    def open(self) -> BinaryIO:
-        """Opens the file."""
-        return open(self.path, "rb")
+    def load(self) -> tuple[bytes, str]:
+        """Reads the file; the digest is that of its bytes."""
+        data = Path(self.path).read_bytes()
+        return data, image_digest(data)
 
     def size(self) -> tuple[int, int]:
         """Reads the image's head. Raises OSError where it cannot be read, or is no image."""
-        with self.open() as file, Image.open(file) as image:
+        with Image.open(self.path) as image:
             return image.height, image.width
 
 
@@ -136,11 +137,10 @@ def read_images(item: WorkItem) -> list[tuple[str, bytes]]:
     images = []
     for source in item.images:
         try:
-            with source.open() as file:
-                data = file.read()
+            data, digest = source.load()
         except OSError as error:
             raise UserError(f"{source.path}: cannot read this image ({error.strerror or error})") from error
-        if image_digest(data) != source.digest:
+        if digest != source.digest:
             raise UserError(
                 f"{source.path}: this image has changed since the data set was prepared; prepare it again"
             )

@@ -183,9 +183,9 @@ def test_commands_and_files_that_a_page_names_exist(page):
     for name in set(re.findall(r"python -m (experiments\.[a-z_.]*[a-z])", text)):
         assert importlib.util.find_spec(name) is not None, name
     shown = "\n".join(block.text for block in fenced_blocks(page, ""))
-    called = re.findall(r"^vla-jax ([\w.]+)", shown, flags=re.MULTILINE)
-    called += re.findall(r"`vla-jax ([a-z_.]+)", text)
-    assert set(called) <= set(COMMANDS)
+    called = re.findall(r"^vla-jax ([\w.-]+)", shown, flags=re.MULTILINE)
+    called += re.findall(r"`vla-jax ([a-z_.-]+)", text)
+    assert {name.replace("-", "_") for name in called} <= set(COMMANDS)
     for name in set(
         re.findall(r"`((?:vla_jax|feature_cache|experiments|examples|tests|docs)/[\w/.]*)`", text)
     ):

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float64, Int32, UInt8
 
-from feature_cache.keys import image_digest
 from vla_jax.dataset.alignment import Grid
 from vla_jax.recordings.findings import EpisodeError
-from vla_jax.recordings.frame import Frame, check_frame, frame_times
+from vla_jax.recordings.frame import Frame, frame_times
 from vla_jax.recordings.recording import Recording
 from vla_jax.timing import newest_at_or_before
 
@@ -42,12 +41,15 @@ def check_pictures(views: Mapping[str, Sequence[Frame]]) -> PictureTable:
             if frame.locator is None:
                 continue
             try:
-                data = check_frame(frame)
+                digest = frame.check()
             except EpisodeError as error:
                 faults.append(str(error))
                 continue
+            except OSError as error:
+                faults.append(f"{frame.locator}: cannot be read ({error.strerror or error})")
+                continue
             rows[view][i] = len(found)
-            found.append((frame.locator, bytes.fromhex(image_digest(data)), frame.time))
+            found.append((frame.locator, bytes.fromhex(digest), frame.time))
     listed = faults[:MAX_LISTED_FAULTS]
     if len(faults) > len(listed):
         listed.append(f"{len(faults) - len(listed)} further pictures are unreadable")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ImageRef:
-    """A picture in its recording. digest: sha256 (hex) of its bytes when the data set was packed."""
+    """A picture in its recording. digest: hex, of its content when the data set was packed (`Frame.load`)."""
 
     view: str
     frame: Frame
@@ -31,6 +31,13 @@ class ImageRef:
         """Opens the picture as an encoded image. Raises OSError where it cannot be read."""
         try:
             return self.frame.open()
+        except EpisodeError as error:
+            raise OSError(str(error)) from error
+
+    def load(self) -> tuple[bytes, str]:
+        """Returns the encoded image and the digest of its content now. Raises OSError where it cannot be read."""
+        try:
+            return self.frame.load()
         except EpisodeError as error:
             raise OSError(str(error)) from error
 

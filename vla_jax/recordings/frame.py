@@ -11,6 +11,7 @@ from typing import BinaryIO, ClassVar, Literal
 import numpy as np
 from jaxtyping import Float
 
+from feature_cache.keys import image_digest
 from vla_jax.recordings.findings import EpisodeError
 from vla_jax.recordings.untrusted_files import check_ordinary, check_times
 
@@ -55,6 +56,27 @@ class Frame:
         with self.open() as handle:
             return handle.read()
 
+    def load(self) -> tuple[bytes, str]:
+        """Returns the encoded image and the digest of its content: by default of these bytes. Raises as `open` does."""
+        data = self.read()
+        return data, image_digest(data)
+
+    def check(self) -> str:
+        """Reads the picture and decodes it to its end; nothing less finds a truncated one. Returns its digest.
+
+        A JPEG is decoded at an eighth of its size, without colour: its coded data is read whole, which is where damage
+        shows, and what is left out is arithmetic that cannot fail.
+
+        Raises:
+            EpisodeError: it cannot be read or decoded; names the picture.
+            OSError: it cannot be read.
+        """
+        data, digest = self.load()
+        check_picture(
+            str(self.locator), data, ("JPEG", "PNG") if self.kind == "file" else ("JPEG", "PNG", "PPM")
+        )
+        return digest
+
     def size(self) -> tuple[int, int]:
         """Returns (height, width), by the head of the encoded image. Raises as `open` does."""
         from PIL import Image, UnidentifiedImageError
@@ -93,28 +115,6 @@ def time_in_name(name: str) -> float:
     if not np.isfinite(time):
         raise EpisodeError(f"{name}: the file name does not end in a unix time")
     return time
-
-
-def check_frame(frame: Frame) -> bytes:
-    """Reads a picture and decodes it to its end; nothing less finds a truncated one. Returns its bytes.
-
-    A JPEG is decoded at an eighth of its size, without colour: its coded data is read whole, which is where damage
-    shows, and what is left out is arithmetic that cannot fail.
-
-    Raises:
-        EpisodeError: it cannot be read or decoded; names the picture.
-    """
-    try:
-        data = frame.read()
-    except OSError as error:
-        raise EpisodeError(f"{frame.locator}: cannot be read ({error.strerror or error})") from error
-    if frame.kind == "video":
-        # Decoded already.
-        return data
-    check_picture(
-        str(frame.locator), data, ("JPEG", "PNG") if frame.kind == "file" else ("JPEG", "PNG", "PPM")
-    )
-    return data
 
 
 def check_picture(name: str, data: bytes, formats: Iterable[str] = ("JPEG", "PNG")) -> None:

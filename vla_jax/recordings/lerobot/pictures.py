@@ -1,11 +1,14 @@
 """The pictures of a data set: frames of its videos, and encoded images inside its parquet files."""
 
+import hashlib
 import io
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
+
+import numpy as np
 
 from vla_jax.recordings.findings import EpisodeError
 from vla_jax.recordings.frame import MAX_IMAGE_BYTES, Frame
@@ -17,6 +20,10 @@ BATCH_ROWS = 16
 KEPT_ROWS = 64
 MAX_SKIP_ROWS = 1000
 MAX_OPEN_COLUMNS = 16
+# Of eight bits a number, each plane by itself.
+PLANAR = ("yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj444p", "gray")
+
+_THREAD = threading.local()
 
 
 class VideoFrame(Frame):
@@ -31,15 +38,25 @@ class VideoFrame(Frame):
 
     def open(self) -> BinaryIO:
         """Opens the decoded frame as PPM. Raises EpisodeError: it cannot be decoded."""
-        file, seconds = self._place()
-        frame = video_decoder(file_in(self.folder.parent, file)).frame(seconds)
-        pixels = frame.to_ndarray(format="rgb24")
-        return io.BytesIO(b"P6\n%d %d\n255\n" % (pixels.shape[1], pixels.shape[0]) + pixels.tobytes())
+        return io.BytesIO(_as_ppm(self._decoded()))
+
+    def load(self) -> tuple[bytes, str]:
+        """Returns the decoded frame as PPM, and the digest of what the video's codec says it is."""
+        frame = self._decoded()
+        return _as_ppm(frame), pixel_digest(frame)
+
+    def check(self) -> str:
+        """Decodes the frame and returns its digest; its colours are not converted."""
+        return pixel_digest(self._decoded())
 
     def size(self) -> tuple[int, int]:
         """Returns (height, width) of the video; nothing is decoded. Raises EpisodeError."""
         decoder = video_decoder(file_in(self.folder.parent, self._place()[0]))
         return decoder.height, decoder.width
+
+    def _decoded(self) -> Any:
+        file, seconds = self._place()
+        return video_decoder(file_in(self.folder.parent, file)).frame(seconds)
 
     def _place(self) -> tuple[str, float]:
         file, _, seconds = (self.locator or "").rpartition("@")
@@ -47,6 +64,30 @@ class VideoFrame(Frame):
             return file, float(seconds.removesuffix("s"))
         except ValueError as error:
             raise EpisodeError(f"{self.locator}: is no place in a video") from error
+
+
+def pixel_digest(frame: Any) -> str:
+    """Returns a digest (BLAKE2, hex) of a decoded frame as its codec defines it, bit for bit: before its colours become
+    red, green and blue, which each version of a library rounds in its own way.
+    """
+    digest = hashlib.blake2b(f"{frame.format.name} {frame.width}x{frame.height}".encode(), digest_size=32)
+    if frame.format.name in PLANAR:
+        for plane in frame.planes:
+            rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)
+            digest.update(np.ascontiguousarray(rows[: plane.height, : plane.width]).data)
+    else:
+        digest.update(np.ascontiguousarray(frame.to_ndarray(format="rgb24")).data)
+    return digest.hexdigest()
+
+
+def _as_ppm(frame: Any) -> bytes:
+    import av
+
+    if not hasattr(_THREAD, "colours"):
+        # It remembers how to convert between frames of the same kind.
+        _THREAD.colours = av.video.reformatter.VideoReformatter()
+    pixels = _THREAD.colours.reformat(frame, format="rgb24").to_ndarray()
+    return b"".join([b"P6\n%d %d\n255\n" % (frame.width, frame.height), np.ascontiguousarray(pixels).data])
 
 
 class StoredPicture(Frame):
