@@ -13,6 +13,8 @@ from tests.pages import fenced_blocks
 from vla_jax.dataset.packed_dataset import PackedDataset
 
 PAGE = REPOSITORY / "docs" / "lerobot.md"
+# What the console script does.
+PROGRAM = "import sys; sys.argv[0] = 'vla-jax'; from experiments.commands import main; main()"
 
 
 def commands(section: str) -> list[list[str]]:
@@ -23,9 +25,8 @@ def commands(section: str) -> list[list[str]]:
 
 
 def run(folder, words) -> str:
-    name, *rest = words
     done = subprocess.run(
-        [sys.executable, "-m", f"experiments.{name.replace('-', '_')}", *rest],
+        [sys.executable, "-c", PROGRAM, *words],
         cwd=folder,
         env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
         capture_output=True,

@@ -52,13 +52,14 @@ class EpisodeOptions:
     def to_json(self) -> dict[str, Any]:
         """Returns JSON values that are equal exactly where the same files give the same packed episode."""
         given = {kind: chosen for kind, chosen in self.readers.items() if chosen != reader_of(kind).options()}
-        return {
+        values = {
             **vars(self),
             "action_hz": self.rate_hz,
-            "views": None if self.views is None else list(self.views),
             "readers": {kind: asdict(chosen) for kind, chosen in given.items()},
             "version": EPISODE_VERSION,
         }
+        # As it is read again: tuples are lists.
+        return json.loads(json.dumps(values))
 
     def name_of(self, fingerprint: str, columns: Sequence[Column]) -> str:
         """Returns the name of an episode that is packed with these options and registered columns."""
@@ -84,8 +85,8 @@ class PrepareOptions:
     prompts: Mapping[str, str] = field(default_factory=dict)
     """Prompt of a source, of a folder in it, or of a format, in place of the recorded one."""
     weights: Mapping[str, float] = field(default_factory=dict)
-    """How often training draws the samples of a source, of a folder in it, or of a format (legacy, windows, capture),
-    relative to the others (1)."""
+    """How often training draws the samples of a source, of a folder in it, or of a format (legacy, windows, capture,
+    lerobot), relative to the others (1)."""
     strict: bool = False
     """Refuse the whole set when an episode is faulty, instead of leaving that episode out."""
     val_fraction: float = 0.2

@@ -125,6 +125,25 @@ def test_all_threads_share_a_video_s_decoder(tmp_path):
     assert len(set(map(id, found))) == 1
 
 
+def test_more_videos_than_are_kept_open_are_read_by_threads(tmp_path, monkeypatch):
+    """Each thread's decoder stays open for as long as it is used, and no frame is mistaken for another video's."""
+    from vla_jax.recordings.lerobot import videos
+
+    monkeypatch.setattr(videos, "MAX_OPEN_VIDEOS", 2)
+    written = write_set(tmp_path / "set", "v2.1", (6,) * 6, cameras=CAMERAS[:1])
+    reader = LeRobotReader()
+    frames = [
+        frame
+        for path in reader.episodes(tmp_path / "set")
+        for frame in reader.read(path, LeRobotOptions()).views["top"]
+    ]
+    order = np.random.default_rng(0).permutation(36)
+    with ThreadPoolExecutor(6) as threads:
+        shown = list(threads.map(lambda i: pixels(frames[i]), order))
+    expected = written.pictures[CAMERAS[0]].astype(np.int32)
+    assert max(np.abs(shown[n] - expected[i]).mean() for n, i in enumerate(order)) < 4
+
+
 @pytest.mark.parametrize("version", ["v2.1", "v3.0"])
 def test_pictures_in_parquet_are_read_as_they_are(version, tmp_path):
     written = write_set(tmp_path / "set", version, (40, 30), pictures_as="image")
@@ -274,6 +293,7 @@ def test_units_are_what_is_given(tmp_path):
     units = ("mm", "deg", *("none",) * 12)
     dataset = prepare([str(tmp_path / "set")], tmp_path / "data", options(action_units=units)).dataset
     assert dataset.spec.actions.units == ("mm", "deg", *("",) * 12)
+    assert prepare([str(tmp_path / "set")], tmp_path / "data", options(action_units=units)).num_read == 0
 
 
 def test_a_second_run_reads_what_has_changed(tmp_path):

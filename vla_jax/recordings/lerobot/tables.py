@@ -83,19 +83,21 @@ def read_batches(path: Path, column: str, first: int, stop: int, num_rows: int) 
     if not wanted:
         return
     at = starts[wanted[0]]
-    try:
-        with open_parquet(path) as file:
-            for batch in file.iter_batches(num_rows, row_groups=wanted, columns=[column]):
-                values = batch.column(0)
-                skipped = max(first - at, 0)
-                piece = values.slice(skipped, max(0, min(stop - at, len(values)) - skipped))
-                at += len(values)
-                if len(piece):
-                    yield piece
-                if at >= stop:
-                    return
-    except (pyarrow.ArrowException, OSError) as error:
-        raise EpisodeError(f"{path.name}: {column} cannot be read ({_first_line(error)})") from error
+    with open_parquet(path) as file:
+        batches = file.iter_batches(num_rows, row_groups=wanted, columns=[column])
+        while at < stop:
+            try:
+                batch = next(batches, None)
+            except (pyarrow.ArrowException, OSError) as error:
+                raise EpisodeError(f"{path.name}: {column} cannot be read ({_first_line(error)})") from error
+            if batch is None:
+                return
+            values = batch.column(0)
+            skipped = max(first - at, 0)
+            piece = values.slice(skipped, max(0, min(stop - at, len(values)) - skipped))
+            at += len(values)
+            if len(piece):
+                yield piece
 
 
 def read_table(path: Path, unless: str = "stats/") -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ Whoever asks for the frames of an episode in order gets each from the decoder th
 for the frames of a few records at once are a little out of order: what was decoded last is kept for them.
 """
 
-import contextlib
+import itertools
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -22,6 +22,8 @@ MAX_KEPT_BYTES = 192 << 20
 # Further ahead than this, seeking is cheaper than decoding what lies between.
 MAX_SKIP_SECONDS = 3.0
 
+_NUMBERS = itertools.count()
+
 
 class VideoDecoder:
     """One open video. All its methods may be called by several threads."""
@@ -31,6 +33,7 @@ class VideoDecoder:
         import av
 
         self.path = path
+        self.number = next(_NUMBERS)
         self.lock = threading.Lock()
         self._frames: Iterator[Any] | None = None
         self._position = 0.0
@@ -103,12 +106,6 @@ class VideoDecoder:
         """Whether a frame of this time is the one for `seconds`."""
         return abs(time - seconds) <= self._tolerance
 
-    def close(self) -> None:
-        """Closes the file once nobody decodes."""
-        with self.lock:
-            self._frames = None
-            self._container.close()
-
 
 class _KeptFrames:
     """The frames decoded last, of all videos together."""
@@ -120,12 +117,12 @@ class _KeptFrames:
         self._size = 0
 
     def keep(self, video: VideoDecoder, time: float, frame: Any) -> None:
-        key, num_bytes = (id(video), time), 3 * frame.width * frame.height // 2
+        key, num_bytes = (video.number, time), 3 * frame.width * frame.height // 2
         with self._lock:
             if key in self._frames:
                 return
             self._frames[key] = frame
-            self._by_video.setdefault(id(video), []).append(time)
+            self._by_video.setdefault(video.number, []).append(time)
             self._size += num_bytes
             while self._size > MAX_KEPT_BYTES and len(self._frames) > 1:
                 (owner, oldest), gone = self._frames.popitem(last=False)
@@ -134,15 +131,15 @@ class _KeptFrames:
 
     def find(self, video: VideoDecoder, seconds: float) -> Any:
         with self._lock:
-            for time in self._by_video.get(id(video), ()):
+            for time in self._by_video.get(video.number, ()):
                 if video.is_near(time, seconds):
-                    return self._frames[id(video), time]
+                    return self._frames[video.number, time]
         return None
 
     def forget(self, video: VideoDecoder) -> None:
         with self._lock:
-            for time in self._by_video.pop(id(video), ()):
-                gone = self._frames.pop((id(video), time))
+            for time in self._by_video.pop(video.number, ()):
+                gone = self._frames.pop((video.number, time))
                 self._size -= 3 * gone.width * gone.height // 2
 
 
@@ -162,19 +159,14 @@ def video_decoder(path: Path) -> VideoDecoder:
     except OSError as error:
         raise EpisodeError(f"{path.name}: is missing") from error
     key = (str(path), status.st_size, status.st_mtime_ns)
-    closed: list[VideoDecoder] = []
     with _OPEN_LOCK:
         if key not in _OPEN:
             _OPEN[key] = VideoDecoder(path)
         _OPEN.move_to_end(key)
         while len(_OPEN) > MAX_OPEN_VIDEOS:
-            closed.append(_OPEN.popitem(last=False)[1])
-        decoder = _OPEN[key]
-    for old in closed:
-        _KEPT.forget(old)
-        with contextlib.suppress(Exception):
-            old.close()
-    return decoder
+            # Its file is closed when the last thread that decodes it is done.
+            _KEPT.forget(_OPEN.popitem(last=False)[1])
+        return _OPEN[key]
 
 
 def _reason(error: BaseException) -> str:
