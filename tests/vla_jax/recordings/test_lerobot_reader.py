@@ -132,11 +132,8 @@ def test_more_videos_than_are_kept_open_are_read_by_threads(tmp_path, monkeypatc
     monkeypatch.setattr(videos, "MAX_OPEN_VIDEOS", 2)
     written = write_set(tmp_path / "set", "v2.1", (6,) * 6, cameras=CAMERAS[:1])
     reader = LeRobotReader()
-    frames = [
-        frame
-        for path in reader.episodes(tmp_path / "set")
-        for frame in reader.read(path, LeRobotOptions()).views["top"]
-    ]
+    recordings = [reader.read(path, LeRobotOptions()) for path in reader.episodes(tmp_path / "set")]
+    frames = [frame for recording in recordings for frame in recording.views["top"]]
     order = np.random.default_rng(0).permutation(36)
     with ThreadPoolExecutor(6) as threads:
         shown = list(threads.map(lambda i: pixels(frames[i]), order))
