@@ -1,7 +1,6 @@
 """What the columns of a data set mean: what was asked for, and good guesses for the rest."""
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -104,14 +103,14 @@ def find_meaning(index: DataSetIndex, options: LeRobotOptions) -> Meaning:
                 f"{POSE_SIZES[options.pose_rotation]} numbers"
             )
     else:
-        actions = _chosen(index, options.action_feature, "--action-feature", lambda key: key == "action")
+        actions = _chosen(index, options.action_feature, "--action-feature", "action")
         if actions is None:
             raise EpisodeError(f"has no feature action; name one with --action-feature: {_listed(index)}")
         if len(actions.shape) != 1:
             raise EpisodeError(
                 f"--action-feature {actions.key}: has the shape {actions.shape}, expected a vector"
             )
-    state = _chosen(index, options.state_feature, "--state-feature", lambda key: key == "observation.state")
+    state = _chosen(index, options.state_feature, "--state-feature", "observation.state")
     if state is not None and len(state.shape) != 1:
         raise EpisodeError(f"--state-feature {state.key}: has the shape {state.shape}, expected a vector")
     sensor = _sensor(index, options)
@@ -136,13 +135,11 @@ def _named(index: DataSetIndex, key: str, option: str) -> Feature:
     return feature
 
 
-def _chosen(
-    index: DataSetIndex, key: str | None, option: str, is_guess: Callable[[str], bool]
-) -> Feature | None:
+def _chosen(index: DataSetIndex, key: str | None, option: str, default: str) -> Feature | None:
     if key is not None:
         return _named(index, key, option)
-    guesses = [feature for name, feature in index.features.items() if is_guess(name) and feature.is_numbers]
-    return guesses[0] if guesses else None
+    feature = index.features.get(default)
+    return feature if feature is not None and feature.is_numbers else None
 
 
 def _units(actions: Feature | None, options: LeRobotOptions) -> tuple[str, ...]:
