@@ -1,12 +1,15 @@
 """The phantom as a world that policies act in and that judges what they did."""
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
+from experiments.phantom.ascan import BIN_MM
 from experiments.phantom.demonstrator import STOP_DEPTH_MM
 from experiments.phantom.judgement import InsertionTrace, judge
 from experiments.phantom.simulator import STEP_S, PhantomSimulator
-from vla_jax.contracts.environment import Outcome, Reading
+from vla_jax.contracts.environment import Outcome, Reading, Scene
 from vla_jax.contracts.specs import LAB_ACTIONS, ActionSpec
 
 TIME_LIMIT_S = 26.0
@@ -46,7 +49,20 @@ class PhantomEnvironment:
 
     def outcome(self) -> Outcome:
         """Judges the insertion up to now, see `experiments.phantom.judgement`."""
-        return judge(self.trace())
+        trace, layers = self.trace(), self.simulator.scenario.layers
+        scene = Scene(
+            tip_mm=trace.tip_mm,
+            force_n=trace.force_n,
+            layers_mm={
+                "surface": 0.0,
+                "membrane": layers.membrane_mm,
+                "target layer": layers.target_mm,
+                "stop": trace.stop_mm,
+                "target layer's back": layers.target_back_mm,
+            },
+            ascan_bin_mm=BIN_MM if self.simulator.has_sensor else None,
+        )
+        return replace(judge(trace), scene=scene)
 
     def trace(self) -> InsertionTrace:
         """Returns the true path of the tip up to now."""
