@@ -25,6 +25,9 @@ class Reading:
     """Newest sensor rows, oldest first; None without a sensor."""
     pose: Float[np.ndarray, " p"]
     """The arm's own pose: mm and degrees."""
+    expert_action: Float[np.ndarray, " a"] | None = None
+    """What somebody who knows the world would do now; None where nobody does. Policies never see it: it is recorded,
+    to learn from."""
 
 
 @dataclass(frozen=True)
