@@ -3,9 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vla_jax.contracts.specs import LAB_ACTIONS, SensorSpec
+from vla_jax.contracts.specs import LAB_ACTIONS, LAB_STATE, SensorSpec
 from vla_jax.dataset.options import EPISODE_VERSION
-from vla_jax.recordings.lab import POSE_NAMES
 
 OLD_VERSION = 2
 
@@ -34,7 +33,7 @@ def upgraded_entries(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any
         {
             **entry,
             "sensor_channels": SensorSpec().channels,
-            "state_names": [] if entry["pose_hz"] is None else list(POSE_NAMES),
+            "state_names": [] if entry["pose_hz"] is None else list(LAB_STATE),
             "action_names": list(LAB_ACTIONS.names),
             "action_units": list(LAB_ACTIONS.units),
             "in_whole_chunks": entry["format"] == "legacy",

@@ -9,6 +9,7 @@ from typing import Literal
 
 from vla_jax.contracts.checks import check_at_least_one, check_choices, check_heads, check_share
 from vla_jax.contracts.specs import SensorSpec
+from vla_jax.errors import UserError
 
 FusionStrategy = Literal["concat", "cross_attention", "gated", "none"]
 Interpolation = Literal["linear", "nearest", "nearest-exact", "area"]
@@ -52,6 +53,23 @@ class SensorEncoderConfig:
     def width(self) -> int:
         """Channels after the last convolution."""
         return self.hidden_dim * (2 if self.num_conv_layers > 1 else 1)
+
+
+@dataclass(frozen=True)
+class StateEncoderConfig:
+    """A small network that adds what the arm knows of itself to the condition."""
+
+    columns: tuple[int, ...]
+    """Which values of the recorded state it reads, at the newest tick. The lab's: the three angles. Positions in the
+    arm's base frame are left out: where a phantom stands is for the pictures to tell."""
+    hidden_dim: int = 64
+
+    def __post_init__(self) -> None:
+        check_at_least_one(self, "hidden_dim")
+        if not self.columns or min(self.columns) < 0 or len(set(self.columns)) < len(self.columns):
+            raise UserError(
+                f"StateEncoderConfig.columns is {self.columns}; it must be different numbers of values, from 0"
+            )
 
 
 @dataclass(frozen=True)
