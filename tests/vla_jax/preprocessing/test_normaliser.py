@@ -165,7 +165,11 @@ def test_states_are_scaled_and_an_angle_a_turn_away_is_the_same():
     moments = state_moments(state, is_angle)
     normaliser = make_normaliser(
         NormalisationConfig(),
-        {"actions": SimpleNamespace(mean=np.zeros(7), std=np.ones(7))},
+        {
+            "actions": SimpleNamespace(
+                mean=np.zeros(7), std=np.ones(7), min=-2 * np.ones(7), max=2 * np.ones(7)
+            )
+        },
         np.zeros((1, 4)),
         np.ones((1, 4)),
         moments,
