@@ -5,7 +5,10 @@ import pytest
 
 from experiments.phantom import PhantomEnvironment, PhantomSimulator, demonstrator_action
 from experiments.phantom.simulator import STEP_S
+from vla_jax.contracts.environment import Outcome
 from vla_jax.contracts.specs import LAB_ACTIONS
+from vla_jax.evaluation.closed_loop import Rollout
+from vla_jax.reporting.film import MMODE_MM, make_film, mmode
 
 STILL = np.array([0, 0, 0, 0, 0, 0, 1.0])
 
@@ -94,3 +97,22 @@ def test_readings_are_the_simulators_and_a_reset_forgets():
     assert len(environment.trace().tip_mm) == 1
     np.testing.assert_array_equal(first.sensor, again.sensor)
     assert environment.actions is LAB_ACTIONS
+
+
+def test_the_scene_says_where_an_a_scan_s_echoes_come_from():
+    """From 4 mm up in the air the surface is seen 4 mm below, though light is faster there."""
+    environment = PhantomEnvironment(PhantomSimulator(has_images=False))
+    readings = [environment.reset(4)]
+    while environment.simulator.state.depth_mm < -4.0:
+        readings.append(environment.step(np.array([0, 0, -0.5, 0, 0, 0, 1.0])))
+    for _ in range(3):
+        readings.append(environment.step(STILL))
+    scene = environment.outcome().scene
+    assert scene.layers_mm["membrane"] == environment.simulator.scenario.membrane_mm
+    rollout = Rollout(
+        4, Outcome(False, scene=scene), np.arange(len(readings)) / 10, np.zeros((len(readings), 6)),
+        np.zeros((len(readings) - 1, 7)), np.zeros(1), np.zeros((1, 8, 7)), np.zeros(1),
+    )  # fmt: skip
+    film = make_film("best", rollout, readings, 0)
+    column = mmode(film, scene, -1.0, 0.5)[:, -1].astype(float)
+    assert -1.0 + column.argmax() * MMODE_MM == pytest.approx(0.0, abs=0.08)
