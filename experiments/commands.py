@@ -17,6 +17,7 @@ COMMANDS = {
     "cache": "looks after a feature cache: stats, verify, gc, merge, import",
     "train": "trains a policy on all local devices",
     "evaluate": "judges a policy on recorded episodes",
+    "rollout": "judges policies in closed loop in the simulated phantom",
     "compare": "tabulates training runs side by side",
     "import_torch": "turns a checkpoint of the PyTorch reference into one of ours",
     "export_torch": "turns a checkpoint into one of the PyTorch reference's",
