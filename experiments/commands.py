@@ -18,6 +18,7 @@ COMMANDS = {
     "to_lerobot": "writes a data set, or recorded episodes, in LeRobot's format",
     "train": "trains a policy on all local devices",
     "evaluate": "judges a policy on recorded episodes",
+    "rollout": "judges policies in closed loop in the simulated phantom",
     "compare": "tabulates training runs side by side",
     "import_torch": "turns a checkpoint of the PyTorch reference into one of ours",
     "export_torch": "turns a checkpoint into one of the PyTorch reference's",

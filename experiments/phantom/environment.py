@@ -9,7 +9,8 @@ from experiments.phantom.ascan import BIN_MM
 from experiments.phantom.demonstrator import STOP_DEPTH_MM, demonstrator_action
 from experiments.phantom.judgement import InsertionTrace, judge
 from experiments.phantom.simulator import STEP_S, PhantomSimulator
-from vla_jax.contracts.environment import Outcome, Reading, Scene
+from experiments.phantom.tissue import GEL_INDEX
+from vla_jax.contracts.environment import STOP, Outcome, Reading, Scene
 from vla_jax.contracts.specs import LAB_ACTIONS, ActionSpec
 
 TIME_LIMIT_S = 26.0
@@ -58,10 +59,11 @@ class PhantomEnvironment:
                 "surface": 0.0,
                 "membrane": layers.membrane_mm,
                 "target layer": layers.target_mm,
-                "stop": trace.stop_mm,
+                STOP: trace.stop_mm,
                 "target layer's back": layers.target_back_mm,
             },
             ascan_bin_mm=BIN_MM if self.simulator.has_sensor else None,
+            air_index=GEL_INDEX,
         )
         return replace(judge(trace), scene=scene)
 

@@ -75,7 +75,8 @@ def judge(trace: InsertionTrace) -> Outcome:
 
     Measures: depth_error_um, from the stop to where the tip is now, without sign; overshoot_um, from the stop to the
     deepest point; lateral_um, from the marker to where the tip entered (the farthest of several entries);
-    peak_force_n; time_s; jerk, root mean square, mm/s³. The first three are None where the tip never entered.
+    peak_force_n; time_s; jerk, root mean square, mm/s³; stopped, whether it stands still in the tissue. The first
+    three are None where the tip never entered.
     """
     entries = trace.entries_mm()
     error = float(trace.depth_mm[-1] - trace.stop_mm)
@@ -88,6 +89,7 @@ def judge(trace: InsertionTrace) -> Outcome:
         "peak_force_n": float(trace.force_n.max()),
         "time_s": (len(trace.tip_mm) - 1) * trace.tick_s,
         "jerk": trace.jerk_mm_s3(),
+        "stopped": bool(trace.depth_mm[-1] > 0) and trace.has_stopped,
     }
     broken = {
         "never_entered": not entered,

@@ -155,3 +155,95 @@ def test_users_mistakes_each_get_one_line_and_status_2(workspace, tmp_path):
     run_command(*resume_damaged)
     assert checkpoint_steps(damaged) == [2, 4]
     run_command("train", data, "--cache", cache, *out, "--fusion-strategy", "concatt", status=2)
+
+
+@pytest.fixture(scope="module")
+def untrained(workspace):
+    """A policy of four updates that reads the arm's orientation, too."""
+    run = workspace / "runs" / "untrained"
+    train(workspace, run, "--state-enabled")
+    return run
+
+
+def rollout_arguments(workspace, out, *runs, episodes=2):
+    backbone = ("--backbone", workspace / "backbone")
+    return ("rollout", *runs, *backbone, "--out", out, "--episodes", episodes, "--parallel", 2)
+
+
+def test_policies_are_judged_in_closed_loop_on_the_same_scenarios(workspace, untrained, tmp_path):
+    again = tmp_path / "again"
+    shutil.copytree(untrained, again)
+    arguments = rollout_arguments(workspace, tmp_path / "report", untrained, again, episodes=1)
+    shown = run_command(*arguments, "--feature-latency", 0, "400ms").stdout
+    assert "features 0.4 s late" in shown
+    found = json.loads((tmp_path / "report" / "rollout.json").read_text())
+    assert [(run["name"], run["feature_latency_s"]) for run in found["runs"]] == [
+        ("untrained", 0.0), ("untrained", 0.4), ("again", 0.0), ("again", 0.4)
+    ]  # fmt: skip
+    for run in found["runs"]:
+        assert run["episodes"] == 1
+        assert 0 <= run["success"]["low"] <= run["success"]["rate"] <= run["success"]["high"] <= 1
+        assert sum(run["failures"].values()) == 1 - run["success"]["rate"]
+        assert {"depth_error_um", "overshoot_um", "lateral_um", "peak_force_n", "jerk", "chunk_jump"} <= set(
+            run
+        )
+    assert len(found["comparisons"]) == 4
+    # Equal weights, equal scenario: the same to the last bit.
+    assert found["runs"][0] == found["runs"][2] | {
+        key: found["runs"][0][key] for key in ("name", "checkpoint")
+    }
+    assert found["settings"]["episodes"] == 1
+    with np.load(tmp_path / "report" / "rollouts.npz") as arrays:
+        np.testing.assert_array_equal(arrays["seed"], [1_000_000] * 4)
+    assert 'src="http' not in (tmp_path / "report" / "report.html").read_text()
+
+
+def test_equal_seeds_give_equal_roll_outs_and_what_was_done_can_be_learnt_from(
+    workspace, untrained, tmp_path
+):
+    contents = []
+    for name, workers in (("a", 1), ("b", 2)):
+        options = ("--workers", workers, "--record", tmp_path / f"recorded_{name}", "--seed", 7)
+        run_command(*rollout_arguments(workspace, tmp_path / name, untrained), *options)
+        with np.load(tmp_path / name / "rollouts.npz") as arrays:
+            contents.append({key: arrays[key] for key in arrays.files})
+    for key, value in contents[0].items():
+        np.testing.assert_array_equal(value, contents[1][key], err_msg=key)
+    shown = run_command("prepare", tmp_path / "recorded_a", "--out", tmp_path / "data").stdout
+    assert "2 episodes" in shown
+    prompts = {path.parent.name for path in (tmp_path / "recorded_a").glob("*_point/untrained_*")}
+    assert prompts <= {"Red_point", "Green_point", "Blue_point", "Yellow_point"}
+
+
+def test_stopping_keeps_the_episodes_that_are_done(workspace, untrained, tmp_path):
+    recorded = tmp_path / "recorded"
+    arguments = rollout_arguments(workspace, tmp_path / "report", untrained, episodes=400)
+    process = start_command(*arguments, "--record", recorded)
+    deadline = time.monotonic() + 300
+    while len(list(recorded.glob("*/untrained_*"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0
+    (run,) = json.loads((tmp_path / "report" / "rollout.json").read_text())["runs"]
+    assert 1 <= run["episodes"] < 400
+    assert f"{run['episodes']} of 400 episodes are in the report" in " ".join(output.split())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--feature-latency", "soon"), "--feature-latency soon is no time"),
+        (("--shift", "nowhere"), "--shift 'nowhere'; choose one of"),
+        (("--action-latency", "8"), "need a horizon of 9"),
+        (("--execute", "0"), "execute must be at least 1"),
+        (("--episodes", "0"), "--episodes must be at least 1"),
+        (("--sensor-lost", "3", "2"), "sensor_lost"),
+    ],
+)
+def test_what_cannot_be_rolled_out_is_refused_before_anything_is_written(
+    workspace, untrained, tmp_path, options, message
+):
+    arguments = rollout_arguments(workspace, tmp_path / "report", untrained)
+    assert message in error_line(run_command(*arguments, *options, status=2))
+    assert not (tmp_path / "report").exists()

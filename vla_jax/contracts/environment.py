@@ -9,6 +9,9 @@ from jaxtyping import Float, UInt8
 
 from vla_jax.contracts.specs import ActionSpec
 
+STOP = "stop"
+"""Name of the depth at which a needle should end."""
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -40,15 +43,18 @@ class Scene:
     force_n: Float[np.ndarray, " n"]
     """Largest axial force since the tick before."""
     layers_mm: Mapping[str, float]
-    """Depth below the surface of what the needle passes or should stop at, by name, from the top down."""
+    """Depth below the surface of what the needle passes, by name, from the top down; `STOP` is where it should end."""
     ascan_bin_mm: float | None = None
     """Depth of one bin of the sensor's A-scan, whose first bin is at the tip; None without an A-scan."""
+    air_index: float = 1.0
+    """How much deeper a bin is in air, above the surface, where light is faster: the tissue's refractive index."""
 
 
 @dataclass(frozen=True)
 class Outcome:
     """How an episode ended. failure: the reason by name, None on success. measures: what was measured, by name
-    with its unit (`depth_error_um`); None where it is not defined. scene: where it is known."""
+    with its unit (`depth_error_um`), or whether something was so; None where it is not defined. scene: where it is
+    known."""
 
     success: bool
     failure: str | None = None

@@ -6,11 +6,14 @@ import pytest
 from experiments.phantom import PhantomEnvironment, PhantomSimulator, demonstrator_action
 from experiments.phantom.recorded_environment import RecordedPhantom
 from experiments.phantom.simulator import STEP_S
+from vla_jax.contracts.environment import Outcome
 from vla_jax.contracts.specs import LAB_ACTIONS
 from vla_jax.dataset.episode_packing import pack_episode
 from vla_jax.dataset.options import EpisodeOptions
 from vla_jax.dataset.packed_episode import load_packed
+from vla_jax.evaluation.closed_loop import Rollout
 from vla_jax.recordings.discovery import find_episodes
+from vla_jax.reporting.film import MMODE_MM, make_film, mmode
 
 STILL = np.array([0, 0, 0, 0, 0, 0, 1.0])
 
@@ -126,3 +129,22 @@ def test_what_a_policy_did_is_recorded_with_what_should_have_been_done(tmp_path)
     np.testing.assert_allclose(arrays["delta"], expected[:12], atol=1e-6)
     assert arrays["is_sample"].all()
     np.testing.assert_allclose(arrays["pose"][0], arrays["pose"][-1], atol=0.2)
+
+
+def test_the_scene_says_where_an_a_scan_s_echoes_come_from():
+    """From 4 mm up in the air the surface is seen 4 mm below, though light is faster there."""
+    environment = PhantomEnvironment(PhantomSimulator(has_images=False))
+    readings = [environment.reset(4)]
+    while environment.simulator.state.depth_mm < -4.0:
+        readings.append(environment.step(np.array([0, 0, -0.5, 0, 0, 0, 1.0])))
+    for _ in range(3):
+        readings.append(environment.step(STILL))
+    scene = environment.outcome().scene
+    assert scene.layers_mm["membrane"] == environment.simulator.scenario.membrane_mm
+    rollout = Rollout(
+        4, Outcome(False, scene=scene), np.arange(len(readings)) / 10, np.zeros((len(readings), 6)),
+        np.zeros((len(readings) - 1, 7)), np.zeros(1), np.zeros((1, 8, 7)), np.zeros(1),
+    )  # fmt: skip
+    film = make_film("best", rollout, readings, 0)
+    column = mmode(film, scene, -1.0, 0.5)[:, -1].astype(float)
+    assert -1.0 + column.argmax() * MMODE_MM == pytest.approx(0.0, abs=0.08)

@@ -59,6 +59,14 @@ def test_the_first_broken_rule_names_the_failure(depths, lateral, failure):
     assert outcome.success == (failure is None)
 
 
+@pytest.mark.parametrize(
+    ("depths", "stopped"),
+    [(path(-5.0, 6.0), True), (path(-5.0, 6.0, hold=0.8), False), (path(-5.0, -0.5), False)],
+)
+def test_stopped_is_still_in_the_tissue(depths, stopped):
+    assert judge(trace(depths)).measures["stopped"] is stopped
+
+
 def test_a_trembling_needle_has_not_stopped():
     still = path(-5.0, 6.0)
     for amplitude, failure in ((0.04, None), (0.15, "did_not_stop")):
