@@ -232,8 +232,8 @@ def test_users_mistakes_are_one_line(data, backbone, tmp_path):
         ({"data": tmp_path / "missing"}, "missing"),
         ({"backbone": str(tmp_path / "no")}, "no such directory"),
         ({"image_size": "big"}, "write HEIGHTxWIDTH"),
-        ({"layer": 7}, "--layer 7"),
-        ({"grid": 0}, "at least 1 cell"),
+        ({"features": FeatureOptions(layer=7)}, "--layer 7"),
+        ({"features": FeatureOptions(grid=0)}, "at least 1 cell"),
         ({"adapter": str(tmp_path)}, "no LoRA adapter here"),
     ]:
         with pytest.raises(UserError, match=message):
