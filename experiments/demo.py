@@ -49,7 +49,7 @@ class Arguments:
     """Options of the command."""
 
     out: Path = Path("demo")
-    """Directory for everything the demo writes (about 1.4 GB)."""
+    """Directory for everything the demo writes (about 4 GB)."""
     episodes: int = 120
     """Number of simulated episodes; a fifth of them is held out."""
     rollouts: int = 40
