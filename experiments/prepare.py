@@ -10,11 +10,12 @@ from rich.table import Table
 from tyro.conf import Positional, UseAppendAction, arg
 
 from experiments import cli
-from experiments.console import make_console
+from experiments.console import make_console, print_table
 from vla_jax.contracts.specs import LAB_ACTIONS
 from vla_jax.dataset.options import EpisodeOptions, PrepareOptions
 from vla_jax.dataset.packed_dataset import PackedDataset
 from vla_jax.dataset.preparation import FaultyEpisodesError, PrepareResult, prepare
+from vla_jax.dataset.units import AngleUnits, PoseUnits
 from vla_jax.errors import UserError
 from vla_jax.recordings.capture import CaptureOptions
 from vla_jax.recordings.findings import Finding
@@ -63,6 +64,13 @@ class Arguments:
     """Whether to read the sensor; --no-sensor packs every episode as one without."""
     allow_external_images: bool = False
     """Read pictures outside an episode's folder where a legacy data.pkl names them."""
+    max_image_age: float = 2.0
+    """Seconds after which a picture is too old to be seen (by the robot's clock); ticks with such a picture are left
+    out."""
+    pose_units: PoseUnits | None = None
+    """Unit of recorded positions; without, mm, and a question where the numbers look like metres."""
+    angle_units: AngleUnits | None = None
+    """Unit of recorded angles; without, degrees."""
     match_limit_ms: float = 10.0
     """Drop a capture's picture that is further than this from every pose, in milliseconds."""
     vlm_reuse_count: int = 3
@@ -84,6 +92,9 @@ def main(arguments: Arguments) -> None:
             sensor_dtype=arguments.sensor_dtype,
             views=None if arguments.views is None else tuple(sorted(set(arguments.views))),
             sensor=arguments.sensor,
+            max_image_age=arguments.max_image_age,
+            pose_units=arguments.pose_units,
+            angle_units=arguments.angle_units,
             readers={
                 "legacy": LegacyOptions(arguments.allow_external_images),
                 "capture": CaptureOptions(arguments.match_limit_ms / 1000),
@@ -159,7 +170,7 @@ def _print_summary(console: Console, dataset: PackedDataset) -> None:
             str(sum(is_sample[i] for i in members)),
             _lacks(dataset, members),
         )
-    console.print(table)
+    print_table(console, table, ("minutes", "format", "weight", "ticks", "lacks", "held out"))
 
 
 def _lacks(dataset: PackedDataset, members: list[int]) -> str:
@@ -183,13 +194,19 @@ def _print_findings(console: Console, findings: tuple[Finding, ...]) -> None:
             continue
         table = Table("episode", "what", title=title, title_justify="left")
         table.columns[0].overflow = table.columns[1].overflow = "fold"
+        episodes: dict[str, list[str]] = {}
+        for finding in chosen:
+            episodes.setdefault(finding.reason, []).append(finding.episode)
         # Faults are all listed; notes of a large set would bury them.
-        shown = chosen if is_fault else chosen[:NUM_ROWS_SHOWN]
-        for finding in shown:
-            table.add_row(finding.episode, finding.reason)
-        console.print(table, markup=False)
-        if len(shown) < len(chosen):
-            console.print(f"… and {len(chosen) - len(shown)} further notes")
+        reasons = list(episodes) if is_fault else list(episodes)[:NUM_ROWS_SHOWN]
+        for reason in reasons:
+            names = episodes[reason]
+            table.add_row(
+                f"{len(names)} episodes, the first: {names[0]}" if len(names) > 1 else names[0], reason
+            )
+        print_table(console, table)
+        if len(reasons) < len(episodes):
+            console.print(f"… and {len(episodes) - len(reasons)} further notes")
 
 
 def _print_result(console: Console, result: PrepareResult) -> None:
@@ -204,13 +221,15 @@ def _print_result(console: Console, result: PrepareResult) -> None:
     lines += result.notes
     if result.faulty:
         lines.append(f"{len(result.faulty)} faulty episode(s) left out (see the table above)")
-    if not train + val:
-        reason = "images" if not any(entry.has_images for entry in dataset.episodes) else "poses"
-        lines.append(f"no samples: no episode has {reason}; there is nothing to export or to train on")
-    else:
+    if train + val:
         lines.append(f"next: {cli.called('export')} {dataset.path} --backbone PATH_OR_ID --cache CACHE")
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
+    if not train + val:
+        reason = "images" if not any(entry.has_images for entry in dataset.episodes) else "poses with images"
+        raise UserError(
+            f"{dataset.path}: no samples, no episode has {reason}; there is nothing to export or to train on"
+        )
 
 
 COMMAND = cli.Command(

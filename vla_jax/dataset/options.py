@@ -7,13 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from vla_jax.contracts.checks import LARGEST_INT
 from vla_jax.contracts.specs import LAB_ACTIONS, Alignment
 from vla_jax.dataset.schema import Column
+from vla_jax.dataset.units import AngleUnits, PoseUnits
 from vla_jax.errors import UserError
 from vla_jax.recordings.registry import reader_of
 
 # Raise it when the same files and options begin to give other packed episodes.
-EPISODE_VERSION = 3
+EPISODE_VERSION = 4
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,8 @@ class EpisodeOptions:
 
     views: names of the camera views to keep; None keeps all.
     sensor: False packs every episode as one without sensor.
+    max_image_age: seconds after which a picture is too old to be seen; ticks with such a picture are left out.
+    pose_units, angle_units: of recorded poses; None takes mm and degrees, and asks where the numbers look otherwise.
     readers: format → the options that only its reader has (`EpisodeReader.options`); defaults where it is absent.
     """
 
@@ -30,6 +34,9 @@ class EpisodeOptions:
     sensor_dtype: str = "float16"
     views: tuple[str, ...] | None = None
     sensor: bool = True
+    max_image_age: float = 2.0
+    pose_units: PoseUnits | None = None
+    angle_units: AngleUnits | None = None
     readers: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -37,6 +44,8 @@ class EpisodeOptions:
         given = {kind: chosen for kind, chosen in self.readers.items() if chosen != reader_of(kind).options()}
         return {
             **vars(self),
+            "pose_units": self.pose_units or "mm",
+            "angle_units": self.angle_units or "deg",
             "views": None if self.views is None else list(self.views),
             "readers": {kind: asdict(chosen) for kind, chosen in given.items()},
             "version": EPISODE_VERSION,
@@ -81,8 +90,15 @@ class PrepareOptions:
                 f"--val-fraction {self.val_fraction:g} is impossible; give a share from 0 to below 1"
             )
         for name in ("horizon", "vlm_reuse_count", "sensor_window_size", "num_workers"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} {getattr(self, name)} is impossible; give at least 1")
+            if not 1 <= getattr(self, name) <= LARGEST_INT:
+                limit = "at least 1" if getattr(self, name) < 1 else f"at most {LARGEST_INT}"
+                raise UserError(
+                    f"--{name.removeprefix('num_').replace('_', '-')} {getattr(self, name)} is impossible; give {limit}"
+                )
+        if not 0 < self.episode.max_image_age < math.inf:
+            raise UserError(
+                f"--max-image-age {self.episode.max_image_age:g} is impossible; give a number of seconds above 0"
+            )
         if self.episode.sensor_dtype not in ("float16", "float32"):
             raise UserError(
                 f"sensor dtype {self.episode.sensor_dtype!r} is unknown; choose float16 or float32"

@@ -1,5 +1,6 @@
 """Reads `capture` episodes: raw recordings robot_state_*.csv, sensor_data_*.npz and View*/[left|right/]*.jpg."""
 
+import math
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vla_jax.errors import UserError
 from vla_jax.recordings.findings import EpisodeError
 from vla_jax.recordings.frame import Frame, frame_times, frames_in
 from vla_jax.recordings.lab import NUM_CHANNELS, POSE_NAMES, SENSOR_HZ, pose_columns, task_instruction
@@ -29,6 +31,12 @@ class CaptureOptions:
 
     match_limit: float = 0.010
     """A picture further than this many seconds from every pose is dropped and counted."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.match_limit < math.inf:
+            raise UserError(
+                f"--match-limit-ms {1000 * self.match_limit:g} is impossible; give a number of milliseconds, 0 or more"
+            )
 
 
 class CaptureReader(EpisodeReader):

@@ -4,6 +4,7 @@ import difflib
 import glob
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -108,8 +109,12 @@ def _expand(source: str) -> list[Path]:
 
 
 def _walk(root: Path, source: str) -> list[EpisodeFolder]:
+    """Finds the episodes below a folder. Not by `os.walk`, which calls itself for each level, and so has a deepest."""
     episodes = []
-    for folder, subfolders, files in os.walk(root, followlinks=False):
+    waiting = [str(root)]
+    while waiting:
+        folder = waiting.pop()
+        subfolders, files = _entries(folder)
         reader = recognise([*files, *(f"{name}/" for name in subfolders)])
         if reader is not None:
             try:
@@ -117,7 +122,20 @@ def _walk(root: Path, source: str) -> list[EpisodeFolder]:
             except EpisodeError as error:
                 raise UserError(f"{folder}: {error}") from error
             episodes += [EpisodeFolder(path, reader, source, root) for path in found]
-            subfolders.clear()
         else:
-            subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+            seen = sorted(name for name in subfolders if not name.startswith("."))
+            waiting += [os.path.join(folder, name) for name in reversed(seen)]
     return episodes
+
+
+def _entries(folder: str) -> tuple[list[str], list[str]]:
+    """Returns the names of the folders, links to them left out, and of everything else in a folder."""
+    subfolders, files = [], []
+    # What cannot be read, or lies too deep to be named, holds nothing for us.
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir() and not entry.is_symlink():
+                subfolders.append(entry.name)
+            else:
+                files.append(entry.name)
+    return subfolders, files

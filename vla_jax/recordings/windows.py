@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from vla_jax.contracts.checks import shown
+from vla_jax.recordings.clocks import check_rate
 from vla_jax.recordings.findings import EpisodeError
 from vla_jax.recordings.frame import Frame, frames_in
 from vla_jax.recordings.lab import NUM_CHANNELS, POSE_NAMES, SENSOR_HZ, pose_columns, task_instruction
@@ -16,6 +18,11 @@ from vla_jax.recordings.untrusted_files import check_times, read_csv_columns, re
 from vla_jax.recordings.untrusted_npz import NpzMember, open_npz
 
 MAX_WINDOW_ROWS = 100_000
+SLOWEST_SENSOR_HZ, FASTEST_SENSOR_HZ = 1.0, 1e6
+# Recorders that pause between windows still record so large a part of the time.
+MAX_GAP_RATIO = 100.0
+# Of rates and counts in the metadata.
+LARGEST_NUMBER = 1e12
 
 
 class WindowsReader(EpisodeReader):
@@ -45,6 +52,9 @@ class WindowsReader(EpisodeReader):
             states = _robot_states(episode, metadata)
             if states is not None:
                 recording.times, recording.state = states
+                if len(recording.times) > 1 and metadata.get("robot_hz") is not None:
+                    measured = float(1.0 / np.median(np.diff(recording.times)))
+                    check_rate("robot_hz", recording.rate_hz, measured)
         with recording.collecting():
             listed = listed_views(metadata)
             recording.views = _listed_views(_views(episode), listed, recording.notes)
@@ -75,8 +85,8 @@ def _number(metadata: dict[str, Any], key: str) -> float | None:
     value = metadata.get(key)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value) or value < 0:
-        raise EpisodeError(f"metadata.json: {key} is {value!r}, expected a number"[:200])
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= LARGEST_NUMBER:
+        raise EpisodeError(f"metadata.json: {key} is {shown(value)}, expected a number")
     return float(value)
 
 
@@ -112,7 +122,7 @@ def _segments(metadata: dict[str, Any]) -> tuple[Segment, ...]:
         found = tuple(
             Segment(str(entry["name"]), float(entry["start"]), float(entry["end"])) for entry in segments
         )
-    except (TypeError, KeyError, ValueError) as error:
+    except (TypeError, KeyError, ValueError, OverflowError) as error:
         raise EpisodeError("metadata.json: segments is not a list of {name, start, end}") from error
     if not all(np.isfinite([s.start, s.end]).all() and s.start <= s.end for s in found):
         raise EpisodeError("metadata.json: a segment ends before it starts")
@@ -160,9 +170,38 @@ def _sensor(folder: Path, metadata: dict[str, Any]) -> SensorRecording | None:
     if declared is not None and len(end_times) < declared:
         raise EpisodeError(f"sensor_data.npz: {len(end_times)} windows, metadata.json says {int(declared)}")
     hz = _number(metadata, "sensor_hz")
-    if hz == 0:
-        raise EpisodeError("metadata.json: sensor_hz is 0")
-    return SensorRecording(WindowMember(members["data"]), end_times, hz or SENSOR_HZ)
+    if hz is not None:
+        _check_sensor_rate(hz, members["data"], end_times)
+    return SensorRecording(WindowMember(members["data"]), end_times, SENSOR_HZ if hz is None else hz)
+
+
+def _check_sensor_rate(hz: float, windows: NpzMember, end_times: np.ndarray) -> None:
+    """Refuses a rate at which windows would last much longer than they follow each other without sharing rows, or fill
+    a hundredth of the time only.
+
+    Raises:
+        EpisodeError: names both rates.
+    """
+    if not SLOWEST_SENSOR_HZ <= hz <= FASTEST_SENSOR_HZ:
+        raise EpisodeError(
+            f"metadata.json: sensor_hz is {hz:.6g}, expected {SLOWEST_SENSOR_HZ:g} to {FASTEST_SENSOR_HZ:g}"
+        )
+    if len(end_times) < 2:
+        return
+    first, second = next(windows.blocks(2))[:2]
+    num_rows = len(first)
+    # Where windows overlap, the second repeats the end of the first from some row on.
+    same = np.flatnonzero((first[1:] == second[0]).all(axis=1)) + 1
+    shift = next((k for k in same.tolist() if np.array_equal(first[k:], second[: num_rows - k])), num_rows)
+    if num_rows > 1 and np.array_equal(first[-2], first[-1]):  # Rows that do not change overlap anywhere.
+        shift = num_rows
+    measured = shift / float(np.median(np.diff(end_times)))
+    if shift < num_rows or hz < measured:
+        check_rate("sensor_hz", hz, measured)
+    elif hz > MAX_GAP_RATIO * measured:
+        raise EpisodeError(
+            f"metadata.json: sensor_hz is {hz:.6g}, but {measured:.3g} rows a second were recorded"
+        )
 
 
 def _check_windows(member: NpzMember) -> None:
