@@ -43,7 +43,7 @@ def test_an_option_sets_the_field_that_it_is_made_from():
     request = COMMAND.parse(
         [*REQUIRED, "--recipe", "small", "--epochs", "2.5", "--no-sensor-enabled"]
     ).request
-    assert (request.recipe, request.epochs, request.sensor_enabled) == ("small", 2.5, False)
+    assert (request.recipe, request.epochs, request.sensor) == ("small", 2.5, False)
 
 
 def test_every_setting_is_a_documented_field_of_the_configuration():

@@ -183,7 +183,7 @@ def test_a_file_says_everything_and_options_change_it(workspace, tmp_path):
     [
         ({"vlm_reuse_count": 5}, "prepared with --vlm-reuse-count 3"),
         ({"settings": {"steps": 3}, "epochs": 1.0}, "--steps or --epochs"),
-        ({"sensor_enabled": False, "settings": {FUSION: "gated"}}, "contradicts --fusion-strategy gated"),
+        ({"sensor": False, "settings": {FUSION: "gated"}}, "contradicts --fusion-strategy gated"),
         ({"config": Path("nowhere.json")}, "no such configuration file"),
         ({"rewarm": True}, "--rewarm goes with --resume"),
         ({"config": Path("a.json"), "recipe": "small"}, "--config or --recipe, not both"),
@@ -237,7 +237,7 @@ def test_a_resumed_run_takes_again_all_that_it_began_with(workspace, run):
         ({"init_from": Path("elsewhere")}, "which began with weights of its own"),
         ({"model_type": "diffusion"}, "--model-type diffusion contradicts"),
         ({"settings": {FUSION: "none"}}, "--fusion-strategy none contradicts"),
-        ({"sensor_enabled": False}, "--fusion-strategy none contradicts"),
+        ({"sensor": False}, "--fusion-strategy none contradicts"),
         ({"features": "0123"}, "not 0123; leave --features out"),
         ({"rewarm": True}, "the run is at step 2 of 2; give more --steps"),
     ],
