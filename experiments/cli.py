@@ -4,8 +4,8 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, NoReturn, TypeVar
 
@@ -37,6 +37,8 @@ class Command(Generic[ArgumentsT]):
     """First paragraph of its help."""
     main: Callable[[ArgumentsT], int | None]
     """Does the work; returns the exit status, None for 0."""
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    """Options that had another name in earlier versions: old → new. Help shows the new ones."""
 
     def run(self, argv: Sequence[str] | None = None) -> NoReturn:
         """Parses the command line, runs the command on it and exits the process.
@@ -65,6 +67,12 @@ class Command(Generic[ArgumentsT]):
             # The reader of our output (`| head`) has gone; nothing is left to say, not even at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             status = 0
+        except (OSError, MemoryError) as error:
+            reason = _what_the_machine_lacks(error)
+            if reason is None or debug:
+                raise
+            print(f"error: {reason}", file=sys.stderr)
+            status = USER_ERROR_STATUS
         sys.stdout.flush()
         sys.exit(status or 0)
 
@@ -76,6 +84,7 @@ class Command(Generic[ArgumentsT]):
             SystemExit: `--help` was asked for and is printed.
         """
         program = called(self.name)
+        words = [self.renamed.get(word, word) for word in words]
         # The word None is no value of an option: to leave an option at its default is to leave it out.
         config = (tyro.conf.DisallowNone,)
         with one_line_usage_errors(self.arguments, words, program):
@@ -86,6 +95,16 @@ class Command(Generic[ArgumentsT]):
                 description=self.description + "\n\n--debug (any command) shows the traceback of an error.",
                 config=config,
             )
+
+
+def _what_the_machine_lacks(error: OSError | MemoryError) -> str | None:
+    """Says in one line that memory or a disk does not suffice; None for errors of other kinds."""
+    from vla_jax.storage.replacing import why_not_written
+
+    if isinstance(error, MemoryError):
+        return " ".join(f"not enough memory: {error}; give smaller sizes or batches".split())
+    reason = why_not_written(error)
+    return None if reason is None else f"cannot write: {reason}"
 
 
 def called(name: str) -> str:

@@ -12,8 +12,9 @@ from typing import Any
 from rich.table import Table
 
 from experiments import cli
-from experiments.console import make_console
+from experiments.console import make_console, print_table
 from vla_jax.errors import UserError
+from vla_jax.optional_torch import require
 
 DESCRIPTION = """Simulates episodes, packs them, exports features with a tiny random Qwen2.5-VL, trains a
 regression and a diffusion policy, and a regression policy without sensor, and judges them on held-out episodes. Ends
@@ -46,6 +47,12 @@ class Arguments:
 
 def main(arguments: Arguments) -> int:
     """Runs the whole job and returns 0 when both policies beat the training mean by the required factor."""
+    require("demo", "torch", "transformers", "tokenizers")
+    for option, value, least in (("episodes", arguments.episodes, 2), ("seed", arguments.seed, 0)):
+        if value < least:
+            raise UserError(f"--{option} {value} is impossible; give at least {least}")
+    if arguments.steps is not None and arguments.steps < 1:
+        raise UserError(f"--steps {arguments.steps} is impossible; give at least 1")
     started = time.monotonic()
     out = arguments.out
     episodes, data, cache, backbone = (out / name for name in ("episodes", "data", "cache", "backbone"))
@@ -63,7 +70,7 @@ def main(arguments: Arguments) -> int:
         run_command("evaluate", run, data, "--cache", cache, "--out", report)
     metrics = {name: read_metrics(out / "reports" / name) for name in POLICIES}
     console = make_console()
-    console.print(summary_table(metrics))
+    print_table(console, summary_table(metrics))
     for line in findings(metrics):
         console.print(line)
     passed, said = verdict({name: metrics[name] for name in ("regression", "diffusion")})

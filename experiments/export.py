@@ -13,13 +13,16 @@ import tyro
 
 from experiments import cli
 from experiments.data import open_dataset
-from feature_cache.backbone import find_backbone
+from feature_cache.backbone import check_device, find_backbone
 from feature_cache.exporter import export
 from feature_cache.processor import parse_image_size
 from feature_cache.worklist import make_worklist, process_share
 from vla_jax.dataset.options import EpisodeOptions, PrepareOptions
 from vla_jax.dataset.packed_dataset import INDEX_FILE, PackedDataset
 from vla_jax.dataset.preparation import prepare
+from vla_jax.errors import UserError
+from vla_jax.optional_torch import require
+from vla_jax.storage.replacing import writing_to
 
 DESCRIPTION = """Encodes the camera images and prompts of a data set with a frozen Qwen2.5-VL and writes the features
 into a cache. Interrupted exports go on where they were. On several GPUs:
@@ -60,7 +63,9 @@ class Arguments:
 
 
 def main(arguments: Arguments) -> int | None:
-    with data_to_export(arguments.data) as dataset:
+    require("export", "torch", "transformers", "tokenizers")
+    check_device(arguments.device)
+    with writing_to(arguments.cache), data_to_export(arguments.data) as dataset:
         return _export(arguments, dataset)
 
 
@@ -94,8 +99,7 @@ def data_to_export(path: Path) -> Iterator[PackedDataset]:
 def _export(arguments: Arguments, dataset: PackedDataset) -> int | None:
     required = [dataset.records[i] for i in dataset.required_records()]
     if not required:
-        print("nothing to export: no episode has images")
-        return None
+        raise UserError(f"{arguments.data}: nothing to export, no episode has samples with images")
     files = find_backbone(
         arguments.backbone, max_pixels=parse_image_size(arguments.image_size), adapter=arguments.adapter
     )
