@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ ArgumentsT = TypeVar("ArgumentsT")
 CONSOLE_SCRIPT = "vla-jax"
 USER_ERROR_STATUS = 2
 INTERRUPTED_STATUS = 130
+# Whose errors come with tracebacks of many threads, and then as one exception to us.
+_TELL_AND_THROW = ("absl", "orbax")
 _NOISY_LOGGERS = ("absl", "jax", "orbax", "asyncio", "matplotlib", "PIL", "httpx", "urllib3")
 
 
@@ -53,12 +56,16 @@ class Command(Generic[ArgumentsT]):
         )
         for noisy in _NOISY_LOGGERS:
             logging.getLogger(noisy).setLevel(logging.WARNING)
+        for thrower in () if debug else _TELL_AND_THROW:
+            logging.getLogger(thrower).setLevel(logging.CRITICAL)
         try:
             status = self.main(self.parse([word for word in words if word != "--debug"]))
         except UserError as error:
             if debug:
                 traceback.print_exc()
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+            if isinstance(error.__cause__, OSError):
+                _quiet_libraries()
             status = USER_ERROR_STATUS
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
@@ -72,6 +79,7 @@ class Command(Generic[ArgumentsT]):
             if reason is None or debug:
                 raise
             print(f"error: {reason}", file=sys.stderr)
+            _quiet_libraries()
             status = USER_ERROR_STATUS
         sys.stdout.flush()
         sys.exit(status or 0)
@@ -95,6 +103,21 @@ class Command(Generic[ArgumentsT]):
                 description=self.description + "\n\n--debug (any command) shows the traceback of an error.",
                 config=config,
             )
+
+
+def _quiet_libraries() -> None:
+    """Keeps what libraries' threads and their last words at exit would add to a fault of the disk that is told."""
+    in_threads, at_exit = threading.excepthook, sys.unraisablehook
+
+    def in_thread(args: threading.ExceptHookArgs) -> None:
+        if not issubclass(args.exc_type, OSError):
+            in_threads(args)
+
+    def unraisable(args: "sys.UnraisableHookArgs") -> None:
+        if not issubclass(args.exc_type, OSError):
+            at_exit(args)
+
+    threading.excepthook, sys.unraisablehook = in_thread, unraisable
 
 
 def _what_the_machine_lacks(error: OSError | MemoryError) -> str | None:

@@ -228,7 +228,7 @@ def _print_result(console: Console, result: PrepareResult) -> None:
     if not train + val:
         reason = "images" if not any(entry.has_images for entry in dataset.episodes) else "poses with images"
         raise UserError(
-            f"{dataset.path}: no samples, no episode has {reason}; there is nothing to export or to train on"
+            f"{dataset.path}: no samples: no episode has {reason}; there is nothing to export or to train on"
         )
 
 

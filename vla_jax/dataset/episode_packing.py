@@ -97,7 +97,8 @@ def _pack(
             recording.notes.extend(stream.notes)
     grid, arrays = no_ticks(recording), {}
     if recording.times is None:
-        recording.notes.append("no poses: no actions, no samples")
+        if not recording.faults:  # Which may be why there are none.
+            recording.notes.append("no poses: no actions, no samples")
     else:
         with recording.collecting():
             grid = make_grid(recording, options)

@@ -18,6 +18,7 @@ from vla_jax.policy.artifact import PolicyArtifact
 from vla_jax.policy.checkpoints import CHECKPOINTS, checkpoint_steps
 from vla_jax.policy.metadata import RunIdentity
 from vla_jax.preprocessing.preprocessor import Preprocessor
+from vla_jax.storage.replacing import writing_to
 from vla_jax.storage.stop_signals import stop_requested
 from vla_jax.training.announcements import (
     describe_devices,
@@ -90,7 +91,7 @@ def train(
     optimizer = make_optimizer(config.optimizer, config.steps)
     abstract = abstract_state(config, optimizer, mesh)
     refuse_beyond_memory(config, dataset, features, abstract, mesh)
-    with run_lock(run):
+    with run_lock(run), writing_to(run):
         steps_done = checkpoint_steps(run)
         if steps_done and not resume:
             raise UserError(f"{run} already holds a run; continue it with --resume or choose another --out")
