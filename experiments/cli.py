@@ -22,7 +22,7 @@ USER_ERROR_STATUS = 2
 INTERRUPTED_STATUS = 130
 # Whose errors come with tracebacks of many threads, and then as one exception to us.
 _TELL_AND_THROW = ("absl", "orbax")
-_NOISY_LOGGERS = ("absl", "jax", "orbax", "asyncio", "matplotlib", "PIL", "httpx", "urllib3")
+_NOISY_LOGGERS = ("absl", "jax", "orbax", "asyncio", "matplotlib", "PIL", "httpx", "urllib3", "fontTools")
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ the arm stands still (zero), the mean action of the training episodes (mean), th
 Writes REPORT/metrics.json, REPORT/report.html and REPORT/predictions.npz. All errors are in mm and degrees."""
 
 # First actions are what `previous` is good at; with the gripper in them the figure would say little.
-METRICS = ("overall_mse", "motion_mse", "first_motion_mse", "overall_mae")
+METRICS = ("motion_mse", "first_motion_mse", "overall_mse", "overall_mae")
 
 
 @dataclass(frozen=True)

@@ -66,10 +66,7 @@ def _cards(metrics: Mapping[str, Any], actions: ActionSpec) -> str:
     ):
         length = _length(metrics[key], actions, unit)
         if length is not None:
-            by_mean = factor(factors["mean"].get(key)).text
-            note = (
-                f"a tick, RMS{_between(intervals.get(interval))}; the mean action's is {by_mean} in squares"
-            )
+            note = f"RMS length a tick{_between(intervals.get(interval))}"
             entries.append((name, f"{number(length)} {unit}", note))
     if not entries:
         entries.append(("overall MSE", number(metrics["overall_mse"]), f"all {actions.size} dimensions"))
@@ -97,7 +94,11 @@ def _length(mse: float | None, actions: ActionSpec, unit: str) -> float | None:
 
 
 def _between(interval: Sequence[float] | None) -> str:
-    return "" if interval is None else f", 95 % of episodes {number(interval[0])} to {number(interval[1])}"
+    return (
+        ""
+        if interval is None
+        else f"; 95 % interval over episodes {number(interval[0])} to {number(interval[1])}"
+    )
 
 
 def r2_cell(value: float | None) -> Cell:

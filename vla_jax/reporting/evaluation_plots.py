@@ -153,7 +153,8 @@ def scatter_figure(
         axis.set_ylim(low - margin, high + margin)
         axis.set_aspect("equal")
         axis.locator_params(nbins=5)
-        quality = "not defined: constant" if r2[dim] is None else f"{r2[dim]:.2f}"
+        value = r2[dim]
+        quality = "not defined: constant" if value is None else "below −1" if value < -1 else f"{value:.2f}"
         axis.set_title(f"{_label(actions, dim)}   R² {quality}", fontsize=9, loc="left")
     figure.supxlabel("recorded", fontsize=10)
     figure.supylabel("predicted", fontsize=10)

@@ -114,7 +114,7 @@ def test_the_page_leads_with_motion_and_marks_what_is_worse_than_a_mean():
     length = (3 * metrics["translation_mse"]) ** 0.5
     assert cards.index("position error") < cards.index("angle error") < cards.index("better than")
     assert f"<b>{number(length)} mm</b>" in cards
-    assert "95 % of episodes 0.5 to 0.75" in cards
+    assert "95 % interval over episodes 0.5 to 0.75" in cards
     assert "overall" not in cards
     assert '<td class="bad">-0.25</td>' in page
     assert '<td class="bad">below −1</td>' in page

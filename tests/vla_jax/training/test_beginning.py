@@ -287,7 +287,7 @@ def test_the_same_data_elsewhere_are_the_same(workspace, run, tmp_path):
         tmp_path / "again",
         PrepareOptions(val_fraction=0.4, seed=2, weights={"windows": 2.0}),
     ).dataset
-    with pytest.raises(UserError, match="other episodes, prompts or weights|path"):
+    with pytest.raises(UserError, match=r"other episodes, prompts or weights|path"):
         begin(Request(cache=workspace.cache, out=run, resume=True), reweighted)
 
 

@@ -88,7 +88,9 @@ def _moving_dims(timeline: Timeline) -> dict[str, tuple[int, ...]]:
 
 def _draw_sensor(force_axis: Axes, ascan_axis: Axes, timeline: Timeline) -> None:
     known = np.isfinite(timeline.row_time)
-    force_axis.plot(timeline.row_time[known], timeline.force[known], color=DARK, linewidth=0.7)
+    force_axis.plot(
+        timeline.row_time[known], timeline.force[known], color=BLUE, linewidth=0.7, rasterized=True
+    )
     force_axis.set_ylabel("force [sensor's unit]")
     ascan_axis.set_ylabel("A-scan depth [bin]")
     if len(timeline.column_time) < 2:
