@@ -1,5 +1,6 @@
 """The frame of every command: parse, run, and turn a user's mistake into one line and status 2."""
 
+import io
 import logging
 import os
 import sys
@@ -50,6 +51,9 @@ class Command(Generic[ArgumentsT]):
         `UserError` or a wrong option; 130 on Ctrl-C. `--debug` shows the traceback of a `UserError` instead.
         """
         words = list(sys.argv[1:] if argv is None else argv)
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")  # File names need not be text.
         debug = "--debug" in words
         logging.basicConfig(
             level=logging.DEBUG if debug else logging.INFO, format="%(levelname).1s %(name)s: %(message)s"

@@ -65,7 +65,7 @@ def pack_episode(
     except EpisodeError as error:
         return [Finding(name, str(error))]
     except OSError as error:
-        return [Finding(name, f"cannot be read ({error.strerror or error})")]
+        return [Finding(name, f"cannot be read ({error})")]
     with temporary_folder(directory) as folder:
         info, arrays = _pack(recording, options, folder / SENSOR_FILE, fingerprint, columns)
         findings = [Finding(name, fault) for fault in recording.faults]

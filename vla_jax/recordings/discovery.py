@@ -114,8 +114,8 @@ def _walk(root: Path, source: str) -> list[EpisodeFolder]:
     waiting = [str(root)]
     while waiting:
         folder = waiting.pop()
-        subfolders, files = _entries(folder)
-        reader = recognise([*files, *(f"{name}/" for name in subfolders)])
+        names, subfolders = _entries(folder)
+        reader = recognise(names)
         if reader is not None:
             try:
                 found = reader.episodes(Path(folder))
@@ -129,13 +129,13 @@ def _walk(root: Path, source: str) -> list[EpisodeFolder]:
 
 
 def _entries(folder: str) -> tuple[list[str], list[str]]:
-    """Returns the names of the folders, links to them left out, and of everything else in a folder."""
-    subfolders, files = [], []
+    """Returns what is in a folder, names of folders with a slash, and the folders to look into: not those behind links."""
+    names, subfolders = [], []
     # What cannot be read, or lies too deep to be named, holds nothing for us.
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
-            if entry.is_dir() and not entry.is_symlink():
+            is_folder = entry.is_dir()
+            names.append(f"{entry.name}/" if is_folder else entry.name)
+            if is_folder and not entry.is_symlink():
                 subfolders.append(entry.name)
-            else:
-                files.append(entry.name)
-    return subfolders, files
+    return names, subfolders
