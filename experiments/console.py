@@ -35,7 +35,8 @@ def print_table(console: Console, table: Table, droppable: Sequence[str] = ()) -
             table = _without(table, title)
             left_out.append(title)
     for column in table.columns:
-        column.min_width = _least_width_of(console, column)
+        if column.overflow != "fold":
+            column.min_width = _least_width_of(console, column)
     console.print(table, markup=False)
     if left_out:
         console.print(f"not shown, a wider terminal would: {', '.join(left_out)}", markup=False)

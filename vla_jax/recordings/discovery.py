@@ -129,7 +129,7 @@ def _walk(root: Path, source: str) -> list[EpisodeFolder]:
 
 
 def _entries(folder: str) -> tuple[list[str], list[str]]:
-    """Returns what is in a folder, names of folders with a slash, and the folders to look into: not those behind links."""
+    """Returns what is in a folder, folders with a slash, and those of them to look into: none behind links."""
     names, subfolders = [], []
     # What cannot be read, or lies too deep to be named, holds nothing for us.
     with suppress(OSError), os.scandir(folder) as entries:

@@ -62,7 +62,7 @@ def change_metadata(folder, **changes):
         ),
         (
             lambda k, time: f"{time + 3600:.6f}",
-            "View1: begins 60.0 min after the poses, and no tick sees it; their",
+            "begins 60.0 min after the poses, and no tick sees it; their",
         ),
         (lambda k, time: f"{1000 * time:.3f}", "is no unix time in seconds, it looks like milliseconds"),
         (lambda k, time: f"{1e9 * time:.0f}", "is no unix time in seconds, it looks like nanoseconds"),
