@@ -69,7 +69,7 @@ def frames_in(folder: Path, below: str) -> tuple[Frame, ...]:
     """
     names = [entry.name for entry in (folder / below).iterdir() if entry.suffix.lower() in IMAGE_SUFFIXES]
     for name in names:
-        check_name(name)
+        check_name(f"{below}/{name}")
     stamped = sorted((time_in_name(f"{below}/{name}"), f"{below}/{name}") for name in names)
     check_times(np.array([time for time, _ in stamped]), f"{below} (times in the file names)")
     return tuple(Frame(folder, path, time) for time, path in stamped)
