@@ -79,15 +79,13 @@ def camera_instants(
             recording.notes += _gap_notes(view, times, newest, grid.ticks, max_age)
             is_stale |= (newest >= 0) & (grid.ticks - times[newest] > max_age + TIME_RESOLUTION)
         seen[:, column] = np.where(newest >= 0, rows[newest], -1)
+    seen[is_stale] = -1
+    if max_age is not None and seen.size and not (seen >= 0).any():
+        raise EpisodeError(_no_picture_of_its_time(recording, grid.ticks, max_age))
     if is_stale.any():
-        seen[is_stale] = -1
-        if not (seen >= 0).any():
-            raise EpisodeError(_no_picture_of_its_time(recording, grid.ticks, max_age))
         recording.notes.append(
             f"{is_stale.sum()} of {len(seen)} ticks have a picture older than {max_age:g} s and are left out"
         )
-    elif max_age is not None and len(seen) and table.rows and not (seen >= 0).any():
-        raise EpisodeError(_no_picture_of_its_time(recording, grid.ticks, max_age))
     present = (seen >= 0).any(axis=1)
     instant = np.full(len(seen), -1, np.int32)
     if not present.any():
@@ -99,7 +97,7 @@ def camera_instants(
     return instant, seen[starts]
 
 
-def _no_picture_of_its_time(recording: Recording, ticks: np.ndarray, max_age: float | None) -> str:
+def _no_picture_of_its_time(recording: Recording, ticks: np.ndarray, max_age: float) -> str:
     """Says why no tick has pictures that are not too old, by the view that is furthest from the ticks."""
     times = {view: frame_times(frames) for view, frames in recording.views.items()}
     distance = {view: max(ticks[0] - of_view[-1], of_view[0] - ticks[-1]) for view, of_view in times.items()}
