@@ -119,29 +119,41 @@ class FeatureEncoder:
     ) -> tuple[Float[np.ndarray, "s v"], Bool[np.ndarray, " s"]]:
         """Returns the features of one observation in the policy's slots (float32), and which slots are there.
 
+        `encode_batch` of one.
+        """
+        values, mask = self.encode_batch([(prompt, images)])
+        return values[0], mask[0]
+
+    def encode_batch(
+        self, observations: Sequence[tuple[str, Mapping[str, Picture]]]
+    ) -> tuple[Float[np.ndarray, "n s v"], Bool[np.ndarray, "n s"]]:
+        """Returns the features of observations in the policy's slots (float32), and which slots are there.
+
         They are rounded as a cache stores them, so that a policy sees what it was trained on.
 
-        images: view → picture; a view that is absent is masked.
+        observations: prompt, and view → picture; a view that is absent is masked.
 
         Raises:
             UserError: a view that the policy does not have, a damaged picture, or more tokens than slots.
         """
-        unknown = sorted(set(images) - set(self.views))
+        unknown = sorted({view for _, images in observations for view in images} - set(self.views))
         if unknown:
             raise UserError(
                 f"view {unknown[0]!r} is none of the policy's: {', '.join(self.views) or 'it has none'}"
             )
-        present = [view in images for view in self.views]
-        record = self._records.prepare(
-            prompt, [(view, images[view]) for view in self.views if view in images]
-        )
-        (features,) = self._records.encode([record])
-        if not self._layout.cells and len(features) > self.spec.num_slots:
+        present = np.array([[view in images for view in self.views] for _, images in observations], bool)
+        records = [
+            self._records.prepare(prompt, [(view, images[view]) for view in self.views if view in images])
+            for prompt, images in observations
+        ]
+        features = self._records.encode(records)
+        num_tokens = max(map(len, features))
+        if not self._layout.cells and num_tokens > self.spec.num_slots:
             raise UserError(
-                f"prompt and pictures make {len(features)} tokens, the policy reads at most {self.spec.num_slots}; "
+                f"prompt and pictures make {num_tokens} tokens, the policy reads at most {self.spec.num_slots}; "
                 "use the prompts and picture sizes of its data set"
             )
-        mask = self._layout.mask(np.array([present], bool), np.array([len(features)]))
-        values = np.zeros((1, self.spec.num_slots, self.spec.width), np.float32)
-        self._layout.place([features.astype(self._storage_dtype)], mask, values)
-        return values[0], mask[0]
+        mask = self._layout.mask(present, np.array([len(record) for record in features]))
+        values = np.zeros((len(records), self.spec.num_slots, self.spec.width), np.float32)
+        self._layout.place([record.astype(self._storage_dtype) for record in features], mask, values)
+        return values, mask

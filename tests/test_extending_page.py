@@ -18,6 +18,7 @@ from tests.vla_jax.recordings.recorded_episodes import START, write_windows_epis
 from vla_jax.dataset.schema import unregister_column
 from vla_jax.errors import UserError
 from vla_jax.evaluation.closed_loop import RolloutSettings, roll_out
+from vla_jax.evaluation.environments import LocalEnvironments
 from vla_jax.evaluation.open_loop import evaluate
 from vla_jax.policy.insertion_policy import InsertionPolicy
 from vla_jax.recordings.registry import unregister_reader
@@ -196,13 +197,14 @@ def test_a_trained_policy_acts_in_the_environment(modules, head):
 
         spec = policy.features
 
-        def encode(self, prompt, images):
-            return np.zeros((self.spec.num_slots, self.spec.width), np.float32), np.ones(
-                self.spec.num_slots, bool
-            )
+        def encode_batch(self, observations):
+            shape = (len(observations), self.spec.num_slots)
+            return np.zeros((*shape, self.spec.width), np.float32), np.ones(shape, bool)
 
     settings = RolloutSettings(max_ticks=3)
-    (rollout,) = roll_out(policy.predict, Grey(), [SoftWall()], [4], settings, jax.random.key(0))
+    (rollout,) = roll_out(
+        policy.predict, Grey(), LocalEnvironments([SoftWall()]), [4], settings, jax.random.key(0)
+    )
     assert rollout.outcome.failure == "too_short"
     assert rollout.chunks.shape == (3, 8, 7)
     expected = -np.cumsum(np.clip(-rollout.actions[:, 2], -0.3, 0.3))

@@ -33,6 +33,9 @@ class Arguments:
     """Width and height of the three views, pixels."""
     sensorless_fraction: float = 0.2
     """Fraction of episodes without force and A-scan, between 0 and 1."""
+    disturbed_fraction: float = 0.5
+    """Fraction of episodes in which the arm is nudged off its course, and comes back. What should have been done is
+    recorded beside what happened (corrections.csv)."""
     overlapping_windows: bool = False
     """Store the sensor as the lab does: overlapping windows of 650 rows, 5.6 a second (about 90 MB an episode),
     instead of ten windows of 65 rows a second that join without overlap (about 19 MB)."""
@@ -50,6 +53,7 @@ def main(arguments: Arguments) -> None:
         seed=arguments.seed,
         image_size=arguments.image_size,
         sensorless_fraction=arguments.sensorless_fraction,
+        disturbed_fraction=arguments.disturbed_fraction,
         overlapping_windows=arguments.overlapping_windows,
     )
     workers = arguments.workers or min(os.cpu_count() or 1, _MOST_WORKERS)

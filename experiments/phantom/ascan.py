@@ -34,7 +34,6 @@ _FINE = 4
 """Sub-bins per bin, so that the tissue moves past the tip in steps of 1.25 um."""
 _FINE_MM = BIN_MM / _FINE
 _RAYLEIGH_RANGE_MM = 1.4
-_NOISE_SIGMA_DB = 2.2
 _TOP_MM = -14.0
 _BOTTOM_MM = 20.0
 
@@ -137,13 +136,15 @@ class AscanModel:
         rows[row_index, columns[visible]] += (peak[:, None] * shape)[row_index, offset_index]
 
 
-def recorded_values(power: NDArray, gain: float, offset: float, rng: np.random.Generator) -> NDArray:
+def recorded_values(
+    power: NDArray, gain: float, offset: float, noise_db: float, rng: np.random.Generator
+) -> NDArray:
     """Turns power over the noise floor into recorded values with fresh noise, in place; [t, 1025] float32.
 
-    gain: about 1, scales the logarithm. offset: recorded units, added.
+    gain: about 1, scales the logarithm. offset: recorded units, added. noise_db: deviation of the noise.
     """
     noise = rng.standard_normal(power.shape, dtype=np.float32)
-    noise *= np.float32(_NOISE_SIGMA_DB * np.log(10) / 10)
+    noise *= np.float32(noise_db * np.log(10) / 10)
     np.exp(noise, out=noise)
     power += noise
     np.log(power, out=power)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from experiments.phantom.kinematics import rotation_matrix
-from experiments.phantom.scenario import MARKER_COLOURS, START_XY_MM, SURFACE_Z_MM, Scenario
+from experiments.phantom.scenario import ALL_COLOURS, START_XY_MM, SURFACE_Z_MM, Scenario
 
 VIEWS = ("View1", "View2", "View3")
 """View1 rides on the tool and looks along the needle; View2 and View3 stand beside the phantom."""
@@ -89,14 +89,22 @@ class SceneRenderer:
         self._scenario = scenario
         self._image_size = image_size
         self._num_pixels = image_size * _SUPERSAMPLING
-        # Beside the phantom only the needle moves.
-        self._backgrounds = [self._draw_phantom(camera) for camera in SIDE_CAMERAS]
+        # The side cameras' pictures without the needle, for as long as the phantom stays where it is.
+        self._backgrounds: list[Image.Image] = []
         x = np.linspace(-1, 1, image_size, dtype=np.float32)
         vignette = 1.0 - 0.08 * (x[:, None] ** 2 + x[None, :] ** 2)
         self._light = (scenario.brightness * vignette)[..., None]
 
-    def render(self, pose: NDArray, rng: np.random.Generator) -> dict[str, NDArray]:
-        """Returns view -> picture (uint8 [size, size, 3]) of the needle at `pose` (6,), with pixel noise from `rng`."""
+    def render(
+        self, pose: NDArray, rng: np.random.Generator, scenario: Scenario | None = None
+    ) -> dict[str, NDArray]:
+        """Returns view -> picture (uint8 [size, size, 3]) of the needle at `pose` (6,), with pixel noise from `rng`.
+
+        scenario: the same, with the phantom where it is now; where it was before by default.
+        """
+        if not self._backgrounds or (scenario is not None and scenario != self._scenario):
+            self._scenario = scenario or self._scenario
+            self._backgrounds = [self._draw_phantom(camera) for camera in SIDE_CAMERAS]
         rotation = rotation_matrix(pose[3:])
         carried = _carried(TOOL_CAMERA, pose, rotation)
         cameras = (carried, *SIDE_CAMERAS)
@@ -135,7 +143,7 @@ class SceneRenderer:
             self._disc(draw, camera, centre + np.array([x, y, 0.0]), 1.0, _SCREW)
         marker = np.array([*scene.marker_xy_mm, scene.surface_z_mm])
         self._disc(draw, camera, marker, RING_RADIUS_MM, _RING)
-        self._disc(draw, camera, marker, MARKER_RADIUS_MM, MARKER_COLOURS[scene.marker])
+        self._disc(draw, camera, marker, MARKER_RADIUS_MM, ALL_COLOURS[scene.marker])
         self._draw_ruler(draw, camera, centre + np.array([*_RULER_XY_MM, 0.0]))
         return image
 

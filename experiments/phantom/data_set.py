@@ -9,13 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
+from experiments.phantom.disturbance import Disturbance
 from experiments.phantom.episode_writer import write_episode
 from experiments.phantom.recording import record_demonstration
 from experiments.phantom.simulator import PhantomSimulator
 from vla_jax.errors import UserError
 from vla_jax.storage.worker_processes import run_jobs
 
-GENERATOR_VERSION = 4
+GENERATOR_VERSION = 5
 """Raise it whenever equal seeds no longer give equal files."""
 
 STAGING_NAME = ".partial"
@@ -30,6 +31,7 @@ class DataSetSettings:
     seed: int
     image_size: int = 112
     sensorless_fraction: float = 0.2
+    disturbed_fraction: float = 0.5
     overlapping_windows: bool = False
 
     def __post_init__(self):
@@ -37,8 +39,10 @@ class DataSetSettings:
             raise UserError(f"seed must not be negative, got {self.seed}")
         if not 28 <= self.image_size <= 2048:
             raise UserError(f"image size must be between 28 and 2048 pixels, got {self.image_size}")
-        if not 0 <= self.sensorless_fraction <= 1:
-            raise UserError(f"sensorless fraction must be between 0 and 1, got {self.sensorless_fraction}")
+        for name in ("sensorless_fraction", "disturbed_fraction"):
+            if not 0 <= getattr(self, name) <= 1:
+                words = name.replace("_", " ")
+                raise UserError(f"{words} must be between 0 and 1, got {getattr(self, name)}")
 
     def episode_seed(self, index: int) -> np.random.SeedSequence:
         """The random state of one episode, whatever the number of episodes."""
@@ -46,14 +50,27 @@ class DataSetSettings:
 
     def has_sensor(self, index: int) -> bool:
         """Whether an episode has a sensor: the sensorless ones are spread evenly, from a phase drawn by the seed."""
-        phase = np.random.default_rng(self.seed).uniform()
-        share = self.sensorless_fraction
-        return int((index + 1) * share + phase) == int(index * share + phase)
+        phase, _ = np.random.default_rng(self.seed).uniform(size=2)
+        return not _is_chosen(index, self.sensorless_fraction, phase)
+
+    def is_disturbed(self, index: int) -> bool:
+        """Whether the arm is nudged in an episode (`experiments.phantom.disturbance`)."""
+        _, phase = np.random.default_rng(self.seed).uniform(size=2)
+        return _is_chosen(index, self.disturbed_fraction, phase)
+
+
+def _is_chosen(index: int, share: float, phase: float) -> bool:
+    """Spreads a share of the numbers evenly."""
+    return int((index + 1) * share + phase) > int(index * share + phase)
 
 
 def write_episode_of(index: int, *, out: Path, settings: DataSetSettings) -> Path:
     """Simulates and writes episode `index` below `out`; returns its directory, OUT/<Colour>_point/episode_<index>."""
-    simulator = PhantomSimulator(image_size=settings.image_size, has_sensor=settings.has_sensor(index))
+    simulator = PhantomSimulator(
+        image_size=settings.image_size,
+        has_sensor=settings.has_sensor(index),
+        disturbance=Disturbance() if settings.is_disturbed(index) else None,
+    )
     recording = record_demonstration(simulator, settings.episode_seed(index))
     directory = out / recording.scenario.task / f"episode_{index:05d}"
     write_episode(
@@ -116,7 +133,8 @@ def find_episodes(out: Path, settings: DataSetSettings) -> set[int]:
     present = set()
     for task in sorted(path for path in out.iterdir() if path.name != STAGING_NAME):
         episodes = sorted(task.glob("episode_*/metadata.json")) if task.is_dir() else []
-        if not episodes:
+        # A task's folder stays when its last episode is thrown away.
+        if not episodes and not (task.is_dir() and not any(task.iterdir())):
             raise UserError(
                 f"{out} already holds something else ({task.name}); give an empty or new directory"
             )

@@ -1,8 +1,9 @@
 """The scripted demonstrator: pure state feedback, so that what it does can be learnt from what can be observed.
 
-Sideways and in orientation its speed is proportional to what remains, with saturation. It descends once it is aligned,
-slows down before the surface, slows down more while it pushes the membrane, and stops inside the target layer. Nothing
-depends on time, so equal observations have equal actions, apart from a small variation of the speed.
+Sideways and in orientation its speed is proportional to what remains, with saturation. It descends to the surface once
+it is aligned, slows down before it, slows down more while it pushes the membrane, and stops inside the target layer; if
+it is too deep, it comes back. In the tissue it waits for nothing: only the depth counts there. Nothing depends on time,
+so equal observations have equal actions, apart from a small variation of the speed.
 """
 
 from dataclasses import dataclass
@@ -89,7 +90,7 @@ def demonstrator_velocity(state: InsertionState) -> NDArray:
         float(np.linalg.norm(state.lateral_mm)) / ALIGNED_MM,
         float(np.max(np.abs(state.pose[3:]))) / ALIGNED_DEG,
     )
-    readiness = 1.0 - _smooth_step((misaligned - 1.0) / 1.5)
+    readiness = 1.0 if state.depth_mm > 0 else 1.0 - _smooth_step((misaligned - 1.0) / 1.5)
     return np.concatenate([lateral, [-readiness * _insertion_speed(state)], angular])
 
 

@@ -1,4 +1,5 @@
-"""Writes a recording as a `windows` episode: metadata.json, robot_states.csv, sensor_data.npz, images/."""
+"""Writes a recording as a `windows` episode: metadata.json, robot_states.csv, sensor_data.npz, images/, and
+corrections.csv where the arm was disturbed."""
 
 import json
 from pathlib import Path
@@ -10,8 +11,9 @@ from PIL import Image
 from experiments.phantom.camera import VIEWS
 from experiments.phantom.kinematics import joint_angles
 from experiments.phantom.recording import Recording
-from experiments.phantom.simulator import ROBOT_HZ, ROWS_PER_STEP, SENSOR_HZ
-from vla_jax.storage.replacing import put_in_place, temporary_folder
+from experiments.phantom.simulator import ROBOT_HZ, ROWS_PER_STEP, SENSOR_HZ, STEP_S
+from vla_jax.contracts.specs import LAB_ACTIONS
+from vla_jax.storage.replacing import replace_folder, temporary_folder
 
 LAB_WINDOW_ROWS = 650
 LAB_WINDOWS_HZ = 5.6
@@ -38,7 +40,7 @@ def write_episode(
     """
     with temporary_folder(directory, within=staging) as folder:
         _write_files(folder, directory.name, recording, start_time, overlapping_windows, ground_truth)
-        put_in_place(folder, directory)
+        replace_folder(folder, directory)
 
 
 def _write_files(
@@ -60,6 +62,8 @@ def _write_files(
         )
     _write_robot_states(folder / "robot_states.csv", recording, start_time)
     _write_images(folder / "images", recording, start_time)
+    if recording.corrections is not None:
+        _write_corrections(folder / "corrections.csv", recording.corrections, start_time)
     metadata = {
         "episode_name": name,
         "start_time": start_time + float(recording.sensor_times_s[0]),
@@ -106,6 +110,15 @@ def _write_robot_states(path: Path, recording: Recording, start_time: float) -> 
     table = np.hstack([clocks, joint_angles(recording.poses), recording.poses])
     formats = ["%.6f"] * 3 + ["%.5f"] * 6 + ["%.6f"] * 3 + ["%.7f"] * 3
     np.savetxt(path, table, fmt=formats, delimiter=",", header=_ROBOT_COLUMNS, comments="")
+
+
+def _write_corrections(path: Path, corrections: NDArray, start_time: float) -> None:
+    times = start_time + np.arange(len(corrections)) * STEP_S
+    header = ",".join(["recv_timestamp", *LAB_ACTIONS.names])
+    table = np.column_stack([times, corrections])
+    np.savetxt(
+        path, table, fmt=["%.6f"] + ["%.7f"] * LAB_ACTIONS.size, delimiter=",", header=header, comments=""
+    )
 
 
 def _write_images(directory: Path, recording: Recording, start_time: float) -> None:

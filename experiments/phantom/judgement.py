@@ -28,7 +28,9 @@ class InsertionTrace:
     """The path of the tip at control ticks, the first at the start; straight lines between them."""
 
     tip_mm: Float[np.ndarray, "n 3"]
-    """Sideways from the marker's centre (x, y), and depth below the surface."""
+    """Sideways from the marker's centre (x, y), and depth below the surface, which may move."""
+    arm_mm: Float[np.ndarray, "n 3"]
+    """The same tip in the arm's base frame."""
     force_n: Float[np.ndarray, " n"]
     """Largest axial force since the tick before."""
     stop_mm: float
@@ -43,12 +45,14 @@ class InsertionTrace:
 
     @property
     def has_stopped(self) -> bool:
-        """Whether the needle has stood still for `STILL_S`."""
+        """Whether the needle has stood still for `STILL_S`, in the tissue or, where that moves, by itself."""
         num_ticks = round(STILL_S / self.tick_s)
         if len(self.tip_mm) <= num_ticks:
             return False
-        moved = np.linalg.norm(self.tip_mm[-num_ticks - 1 :] - self.tip_mm[-1], axis=1)
-        return bool(moved.max() <= STILL_MM)
+        return any(
+            np.linalg.norm(path[-num_ticks - 1 :] - path[-1], axis=1).max() <= STILL_MM
+            for path in (self.tip_mm, self.arm_mm)
+        )
 
     def entries_mm(self) -> Float[np.ndarray, " e"]:
         """Returns how far from the marker's centre the tip was whenever it passed the surface on its way in."""

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from experiments.phantom.demonstrator import InsertionState, SpeedVariation, demonstrator_action
 from experiments.phantom.scenario import Scenario
 from experiments.phantom.simulator import STEP_S, PhantomSimulator
+from vla_jax.contracts.environment import Reading
 
 NEAR_TARGET_MM = 1.0
 _MAX_STEPS = 400
@@ -38,41 +39,70 @@ class Recording:
     sensor: NDArray | None
     images: list[tuple[float, Mapping[str, NDArray]]]
     segments: list[Segment] = field(default_factory=list)
+    corrections: NDArray | None = None
+    """What should have been done from each control tick on, [k, 7], ticks 0.1 s apart from time 0; None: what was
+    done."""
+
+
+class Recorder:
+    """Keeps what a simulator's streams hold from the start of an episode on."""
+
+    def __init__(self, simulator: PhantomSimulator, reading: Reading) -> None:
+        """reading: the first, after the reset."""
+        self._simulator = simulator
+        self._traces = [simulator.trace]
+        self._images = [(reading.image_time_s, reading.images)]
+        self._states: list[InsertionState] = []
+        self._corrections: list[NDArray] = []
+
+    def before(self, action: NDArray) -> None:
+        """Notes the state before a step, and what the demonstrator would do in it."""
+        self._states.append(self._simulator.state)
+        self._corrections.append(action)
+
+    def after(self, reading: Reading) -> None:
+        """Notes what a step brought."""
+        self._traces.append(self._simulator.trace)
+        if reading.images and reading.image_time_s > self._images[-1][0]:
+            self._images.append((reading.image_time_s, reading.images))
+
+    def finish(self, *, is_corrected: bool) -> Recording:
+        """Returns the recording. is_corrected: whether what was done is not what should have been."""
+        traces = self._traces
+        sensors = [trace.sensor for trace in traces if trace.sensor is not None]
+        return Recording(
+            scenario=self._simulator.scenario,
+            # Of the still step before the start, only the pose at time 0 is kept.
+            pose_times_s=np.concatenate([traces[0].pose_times_s[-1:], *(t.pose_times_s for t in traces[1:])]),
+            poses=np.concatenate([traces[0].poses[-1:], *(t.poses for t in traces[1:])]),
+            sensor_times_s=np.concatenate([t.sensor_times_s for t in traces]),
+            sensor=np.concatenate(sensors, dtype=np.float16, casting="same_kind") if sensors else None,
+            images=self._images if self._images[0][1] else [],
+            segments=find_segments(self._states),
+            corrections=np.stack(self._corrections) if is_corrected else None,
+        )
 
 
 def record_demonstration(simulator: PhantomSimulator, seed: np.random.SeedSequence) -> Recording:
     """Lets the demonstrator insert the needle of `seed`'s scenario and returns what was recorded.
 
+    Where the arm is disturbed, what the demonstrator does is kept as corrections, since the motion is not its own.
     The sensor's stream begins one step (0.1 s) before the first pose, so that a full window exists at the first tick.
     """
-    reading = simulator.reset(seed)
-    scenario = simulator.scenario
+    recorder = Recorder(simulator, simulator.reset(seed))
     variation_seed = np.random.SeedSequence(seed.entropy, spawn_key=(*seed.spawn_key, 1))
     variation = SpeedVariation(np.random.Generator(np.random.SFC64(variation_seed)))
-    traces, images, states = [simulator.trace], [(reading.image_time_s, reading.images)], []
-    hold_steps = round(scenario.hold_s / STEP_S)
-    while hold_steps > 0:
+    hold_steps = round(simulator.scenario.hold_s / STEP_S)
+    for _ in range(_MAX_STEPS):
         state = simulator.state
-        states.append(state)
         hold_steps -= state.is_at_stop
-        reading = simulator.step(demonstrator_action(state, STEP_S, variation.step(STEP_S)))
-        traces.append(simulator.trace)
-        if reading.images and reading.image_time_s > images[-1][0]:
-            images.append((reading.image_time_s, reading.images))
-        if len(states) > _MAX_STEPS:
-            raise RuntimeError(
-                f"the demonstrator has not reached the target in {_MAX_STEPS} steps: {scenario}"
-            )
-    sensors = [trace.sensor for trace in traces if trace.sensor is not None]
-    return Recording(
-        scenario=scenario,
-        # Of the still step before the start, only the pose at time 0 is kept.
-        pose_times_s=np.concatenate([traces[0].pose_times_s[-1:], *(t.pose_times_s for t in traces[1:])]),
-        poses=np.concatenate([traces[0].poses[-1:], *(t.poses for t in traces[1:])]),
-        sensor_times_s=np.concatenate([t.sensor_times_s for t in traces]),
-        sensor=np.concatenate(sensors, dtype=np.float16, casting="same_kind") if sensors else None,
-        images=images if reading.images else [],
-        segments=find_segments(states),
+        action = demonstrator_action(state, STEP_S, variation.step(STEP_S))
+        recorder.before(action)
+        recorder.after(simulator.step(action))
+        if hold_steps <= 0:
+            return recorder.finish(is_corrected=simulator.disturbance is not None)
+    raise RuntimeError(
+        f"the demonstrator has not reached the target in {_MAX_STEPS} steps: {simulator.scenario}"
     )
 
 

@@ -1,8 +1,10 @@
 """What differs from episode to episode, drawn from a seed."""
 
-from dataclasses import asdict, dataclass
+import math
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from experiments.phantom.tissue import TissueLayers
 
@@ -13,11 +15,32 @@ MARKER_COLOURS = {
     "Yellow": (225, 185, 30),
 }
 """Marker colours (sRGB); the name gives the task folder and the instruction."""
+UNSEEN_COLOURS = {"Black": (25, 25, 28)}
+"""Of markers that are never drawn, to see what a policy does with one."""
+ALL_COLOURS = MARKER_COLOURS | UNSEEN_COLOURS
 
 SURFACE_Z_MM = 60.0
 START_XY_MM = (190.0, 0.0)
 
-_AIM_DEG_PER_MM, _TURN_DEG_PER_MM = 1.0, 1.2
+_LEAN_DEG_PER_MM, _TURN_DEG_PER_MM = 1.0, 1.2
+
+
+@dataclass(frozen=True)
+class TissueMotion:
+    """The whole phantom moves as a breathing patient does: up and down, and along one direction sideways."""
+
+    amplitude_mm: float = 0.0
+    """Of the sine, up and down; sideways it is half of it."""
+    rate_hz: float = 0.25
+    phase: float = 0.0
+    """Radians."""
+    direction: float = 0.0
+    """Radians from the base frame's x axis."""
+
+    def at(self, time_s: float) -> tuple[float, float, float]:
+        """Returns how far the phantom has moved from where it rests, mm."""
+        swing = self.amplitude_mm * math.sin(2 * math.pi * self.rate_hz * time_s + self.phase)
+        return (0.5 * swing * math.cos(self.direction), 0.5 * swing * math.sin(self.direction), swing)
 
 
 @dataclass(frozen=True)
@@ -41,15 +64,29 @@ class Scenario:
     ascan_offset: float
     brightness: float
     hold_s: float
+    ascan_noise_db: float = 2.2
+    """Deviation of the A-scan's fresh noise."""
+    target_thickness_mm: float = 1.2
+    motion: TissueMotion = TissueMotion()
 
     def __post_init__(self):
-        if self.marker not in MARKER_COLOURS:
-            raise ValueError(f"marker {self.marker!r} is none of {', '.join(MARKER_COLOURS)}")
+        if self.marker not in ALL_COLOURS:
+            raise ValueError(f"marker {self.marker!r} is none of {', '.join(ALL_COLOURS)}")
 
     @property
     def layers(self) -> TissueLayers:
         """The tissue under the marker."""
-        return TissueLayers(membrane_mm=self.membrane_mm, target_mm=self.target_mm)
+        return TissueLayers(self.membrane_mm, self.target_mm, self.target_thickness_mm)
+
+    def at(self, time_s: float) -> "Scenario":
+        """The same with the phantom where it is at a time."""
+        x, y, z = self.motion.at(time_s)
+        return replace(
+            self,
+            marker_xy_mm=(self.marker_xy_mm[0] + x, self.marker_xy_mm[1] + y),
+            phantom_xy_mm=(self.phantom_xy_mm[0] + x, self.phantom_xy_mm[1] + y),
+            surface_z_mm=self.surface_z_mm + z,
+        )
 
     @property
     def task(self) -> str:
@@ -72,18 +109,15 @@ class Scenario:
 
 
 def draw_scenario(rng: np.random.Generator) -> Scenario:
-    """Draws a scenario. What the cameras see (marker, offset, start height) and what they cannot (membrane, target
-    layer) are independent."""
+    """Draws a scenario. What the cameras see (marker, offset, start height), what they cannot (membrane, target layer)
+    and the needle's tilt, of which they show little, are independent: a policy must look for each where it is."""
     surface_z = SURFACE_Z_MM + rng.uniform(-0.3, 0.3)
     start_x, start_y = np.add(START_XY_MM, rng.uniform(-0.8, 0.8, 2))
-    while np.hypot(*(offset := rng.uniform(-4.0, 4.0, 2))) < 1.5:
-        pass
+    offset, lean = _draw_offset(rng), _draw_offset(rng)
     start_z = surface_z + rng.uniform(5.0, 8.0)
-    # The start pose was roughly aimed: the needle leans towards the marker and the hand is turned with the shoulder, so
-    # that what the orientation needs can be seen from where the marker is, even where a tilt of a degree cannot.
-    tilt_a = _AIM_DEG_PER_MM * offset[1] + rng.uniform(-1.0, 1.0)
-    tilt_b = -_AIM_DEG_PER_MM * offset[0] + rng.uniform(-1.0, 1.0)
-    twist = _TURN_DEG_PER_MM * offset[1] + rng.uniform(-1.0, 1.0)
+    tilt_a = _LEAN_DEG_PER_MM * lean[1] + rng.uniform(-1.0, 1.0)
+    tilt_b = -_LEAN_DEG_PER_MM * lean[0] + rng.uniform(-1.0, 1.0)
+    twist = _TURN_DEG_PER_MM * lean[1] + rng.uniform(-1.0, 1.0)
     return Scenario(
         marker=str(rng.choice(list(MARKER_COLOURS))),
         marker_xy_mm=(float(start_x + offset[0]), float(start_y + offset[1])),
@@ -108,3 +142,10 @@ def draw_scenario(rng: np.random.Generator) -> Scenario:
         brightness=float(rng.uniform(0.93, 1.05)),
         hold_s=float(rng.uniform(1.5, 2.0)),
     )
+
+
+def _draw_offset(rng: np.random.Generator) -> NDArray:
+    """Draws a place in a square of 8 mm, no closer than 1.5 mm to its centre."""
+    while np.hypot(*(offset := rng.uniform(-4.0, 4.0, 2))) < 1.5:
+        pass
+    return offset

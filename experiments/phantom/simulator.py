@@ -8,8 +8,10 @@ from numpy.typing import NDArray
 from experiments.phantom.ascan import NUM_BINS, AscanModel, recorded_values
 from experiments.phantom.camera import NEEDLE_LENGTH_MM, SceneRenderer
 from experiments.phantom.demonstrator import InsertionState
+from experiments.phantom.disturbance import Disturbance, Nudges
 from experiments.phantom.needle_force import NeedleForceParameters, NeedleForceState, needle_force
 from experiments.phantom.scenario import Scenario, draw_scenario
+from experiments.phantom.shift import SHIFTS
 from vla_jax.contracts.environment import Reading
 
 ACTION_HZ, ROBOT_HZ, SENSOR_HZ, CAMERA_HZ = 10, 100, 650, 5
@@ -51,6 +53,8 @@ class PhantomSimulator:
     `trace` holds what was recorded during the last step (or, after `reset`, during the still step before time 0),
     `scenario` the drawn ground truth. `image_size`: pixels; `sensor_rows`: rows of the window, 65 or 650;
     `has_sensor`, `has_images`: without them the costly synthesis is left out and `sensor` is None, `images` empty.
+    `disturbance`: what pushes the arm while it moves. `shift`: how scenarios differ from those that are trained on, a
+    name in `experiments.phantom.shift.SHIFTS`.
     """
 
     def __init__(
@@ -60,6 +64,8 @@ class PhantomSimulator:
         sensor_rows: int = ROWS_PER_STEP,
         has_sensor: bool = True,
         has_images: bool = True,
+        disturbance: Disturbance | None = None,
+        shift: str = "none",
     ):
         if sensor_rows < 1:
             raise ValueError(f"sensor_rows must be positive, not {sensor_rows}")
@@ -67,14 +73,18 @@ class PhantomSimulator:
         self.sensor_rows = sensor_rows
         self.has_sensor = has_sensor
         self.has_images = has_images
+        self.disturbance = disturbance
+        self.shift = shift
 
     def reset(self, seed: int | np.random.SeedSequence, scenario: Scenario | None = None) -> Reading:
         """Starts an episode; `scenario` replaces the one drawn from the seed."""
         sequence = seed if isinstance(seed, np.random.SeedSequence) else np.random.SeedSequence(seed)
         # spawn() would change a caller's sequence, so that a second reset differed.
-        streams = np.random.SeedSequence(sequence.entropy, spawn_key=(*sequence.spawn_key, 0)).spawn(5)
-        draws, optics, self._motion_rng, self._sensor_rng, self._camera_rng = map(_generator, streams)
-        self.scenario = scenario if scenario is not None else draw_scenario(draws)
+        streams = np.random.SeedSequence(sequence.entropy, spawn_key=(*sequence.spawn_key, 0)).spawn(6)
+        draws, optics, self._motion_rng, self._sensor_rng, self._camera_rng, nudges = map(_generator, streams)
+        if scenario is None:
+            scenario = SHIFTS[self.shift](draw_scenario(draws), draws)
+        self.scenario = scenario
         self._force_parameters = NeedleForceParameters(
             puncture_n=self.scenario.puncture_n,
             stiffness_n_per_mm=0.25 * self.scenario.stiffness_factor,
@@ -82,6 +92,7 @@ class PhantomSimulator:
         )
         self._ascan = AscanModel(self.scenario.layers, optics) if self.has_sensor else None
         self._renderer = SceneRenderer(self.scenario, self.image_size) if self.has_images else None
+        self._nudges = None if self.disturbance is None else Nudges(self.disturbance, nudges)
         self._force_state = NeedleForceState()
         self._force_drift = 0.0
         self._sideways_mm = 0.0
@@ -99,8 +110,11 @@ class PhantomSimulator:
             raise ValueError(f"an action is 7 finite numbers, not {action}")
         moved = np.clip(action[:6], -MAX_STEP, MAX_STEP)
         target = self._pose + moved + _ACTUATION_SIGMA * self._motion_rng.standard_normal(6)
+        if self._nudges is not None:
+            target += self._nudges.step(STEP_S, self.state.depth_mm > 0)
         # The hub would touch the phantom.
-        target[2] = max(target[2], self.scenario.surface_z_mm - NEEDLE_LENGTH_MM + 0.5)
+        surface_mm = self.scenario.at(self.time_s + STEP_S).surface_z_mm
+        target[2] = max(target[2], surface_mm - NEEDLE_LENGTH_MM + 0.5)
         return self._advance(target)
 
     @property
@@ -111,15 +125,26 @@ class PhantomSimulator:
     @property
     def state(self) -> InsertionState:
         """The true state."""
-        return InsertionState.of(self.scenario, self._pose, self._force_state.is_punctured)
+        return InsertionState.of(self.scenario.at(self.time_s), self._pose, self._force_state.is_punctured)
+
+    @property
+    def pose(self) -> NDArray:
+        """The true pose of the needle (6,), mm and degrees in the base frame."""
+        return self._pose.copy()
 
     def _advance(self, target: NDArray) -> Reading:
         """Moves to `target` with constant velocity during one step, recording on the way."""
         start, start_s = self._pose, self.time_s
         rows = np.arange(ROWS_PER_STEP)
-        heights = start[2] + (target[2] - start[2]) * rows / ROWS_PER_STEP
+        before, now = self.scenario.at(start_s), self.scenario.at(start_s + STEP_S)
+        tissue = np.subtract(
+            [*now.phantom_xy_mm, now.surface_z_mm], [*before.phantom_xy_mm, before.surface_z_mm]
+        )
+        moved = (target - start)[:3] - tissue
         force, sensor = self._sense(
-            heights, float(np.linalg.norm(target[:2] - start[:2])), (start[2] - target[2]) / STEP_S
+            before.surface_z_mm - start[2] - moved[2] * rows / ROWS_PER_STEP,
+            float(np.linalg.norm(moved[:2])),
+            -moved[2] / STEP_S,
         )
         fraction = np.arange(1, POSES_PER_STEP + 1)[:, None] / POSES_PER_STEP
         poses = start + (target - start) * fraction
@@ -134,7 +159,7 @@ class PhantomSimulator:
         )
         if self._renderer is not None and self._num_steps % STEPS_PER_IMAGE == 0:
             # Exposed one robot sample before the tick, so that the newest picture is never later than the tick.
-            self._images = self._renderer.render(poses[-2], self._camera_rng)
+            self._images = self._renderer.render(poses[-2], self._camera_rng, now)
             self._image_time_s = float(self.trace.pose_times_s[-2])
         return Reading(
             time_s=self.time_s,
@@ -146,10 +171,9 @@ class PhantomSimulator:
         )
 
     def _sense(
-        self, heights: NDArray, sideways_mm: float, velocity_mm_s: float
+        self, depth: NDArray, sideways_mm: float, velocity_mm_s: float
     ) -> tuple[NDArray, NDArray | None]:
-        """Returns the force [65] for tip heights [65] and, with a sensor, its rows [65, 1026], for the window too."""
-        depth = self.scenario.surface_z_mm - heights
+        """Returns the force [65] for tip depths [65] and, with a sensor, its rows [65, 1026], for the window too."""
         force, membrane_mm, self._force_state = needle_force(
             self._force_parameters, self.scenario.layers, self._force_state, depth, velocity_mm_s
         )
@@ -164,7 +188,10 @@ class PhantomSimulator:
             self.scenario.force_offset + self.scenario.force_gain * force + self._force_drift + noise
         )
         power = self._ascan.power(depth, membrane_mm, self._sideways_mm)
-        sensor[:, 1:] = recorded_values(power, self.scenario.ascan_gain, self.scenario.ascan_offset, rng)
+        scenario = self.scenario
+        sensor[:, 1:] = recorded_values(
+            power, scenario.ascan_gain, scenario.ascan_offset, scenario.ascan_noise_db, rng
+        )
         before = self._window if self._window is not None else np.repeat(sensor[:1], self.sensor_rows, axis=0)
         self._window = np.concatenate([before, sensor])[-self.sensor_rows :]
         return force, sensor

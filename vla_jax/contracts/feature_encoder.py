@@ -1,6 +1,6 @@
 """From pictures and a prompt to the slots that a policy reads."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,3 +22,8 @@ class FeatureEncoder(Protocol):
         images: view → picture (uint8 [height, width, 3], PIL, or the bytes of an image file); a view that is absent
         is masked.
         """
+
+    def encode_batch(
+        self, observations: Sequence[tuple[str, Mapping[str, Any]]]
+    ) -> tuple[Float[np.ndarray, "n s v"], Bool[np.ndarray, "n s"]]:
+        """Returns the features of several records, given as prompt and pictures, at once."""

@@ -20,7 +20,8 @@ class Observation:
     """What is known at b control ticks, never later than the tick. None: the data have nothing of the kind.
 
     Made by the loader, the robot's runtime or a client in recorded units, and by the preprocessor in the network's.
-    Axes: b batch, s slots, v feature width, t sensor rows, c channels, h horizon, a action dimensions.
+    Axes: b batch, s slots, v feature width, t sensor rows, c channels, h horizon, a action dimensions,
+    p values of the state.
     """
 
     vl: Float[ArrayLike, "b s v"] | None
@@ -31,6 +32,8 @@ class Observation:
     """Newest sensor rows, oldest first; channel 0 is the force, the others are depth bins of the A-scan."""
     has_sensor: Bool[ArrayLike, " b"] | None = None
     """Which rows of the batch have a sensor window; the windows of the others hold nothing."""
+    state: Float[ArrayLike, "b p"] | None = None
+    """The arm's newest pose, or joints: the values that the data's `DataSpec.state` names."""
     previous_chunk: Float[ArrayLike, "b h a"] | None = None
     """Actions of the past, for heads that add to them: mm, degrees and what else the data's `ActionSpec` names."""
 
@@ -48,6 +51,7 @@ class Observation:
             vl_mask=np.ones((batch_size, features.num_slots), bool),
             sensor=sensor,
             has_sensor=has_sensor,
+            state=np.zeros((batch_size, len(data.state)), np.float32) if data.state else None,
             previous_chunk=np.zeros((batch_size, data.actions.horizon, data.actions.size), np.float32),
         )
 

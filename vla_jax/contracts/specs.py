@@ -65,6 +65,12 @@ differences of the recorded numbers, wrapped to (−180, 180], whatever their co
 The lab's arm (Meca500) and the phantom use mobile XYZ."""
 
 
+LAB_STATE = ("x", "y", "z", "a", "b", "r")
+"""The lab arm's pose: mm in its base frame, and three angles in degrees."""
+LAB_ANGLES = ("a", "b", "r")
+"""Those of `LAB_STATE` that are angles in degrees."""
+
+
 @dataclass(frozen=True)
 class SensorSpec:
     """The fibre sensor's window. Channel 0 is the force, the others are depth bins of the A-scan."""

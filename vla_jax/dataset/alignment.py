@@ -5,14 +5,15 @@ never shown what it could not have known. `index`: the pairing of the PyTorch re
 pictures and sensor windows then drift against the poses, because they are recorded at other rates.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from vla_jax.contracts.specs import LAB_STATE
 from vla_jax.dataset.options import EpisodeOptions
 from vla_jax.recordings.findings import EpisodeError
-from vla_jax.recordings.lab import POSE_NAMES, check_angle_jumps, pose_deltas
+from vla_jax.recordings.lab import check_angle_jumps, pose_deltas
 from vla_jax.recordings.recording import Recording
 from vla_jax.recordings.untrusted_files import check_times
 from vla_jax.timing import TIME_RESOLUTION, newest_at_or_before
@@ -29,6 +30,8 @@ NOMINAL_RATE_TOLERANCE = 0.1
 MAX_UNEVEN_RATIO = 4.0
 
 NUM_GAP_TICKS = 5
+# From a correction to its tick.
+MAX_CORRECTION_TICKS = 0.25
 MIN_GAP_SECONDS = 0.5
 
 
@@ -60,14 +63,33 @@ def no_ticks(recording: Recording) -> Grid:
 
 
 def make_grid(recording: Recording, options: EpisodeOptions) -> Grid:
-    """Returns the control ticks of an episode that moved; each has an action.
+    """Returns the control ticks of an episode that moved; each has an action, where it was corrected the correction.
 
     Raises:
-        EpisodeError: poses or actions have another rate, stop, jump, or are too few.
+        EpisodeError: poses or actions have another rate, stop, jump, or are too few; a correction is of no tick.
     """
+    grid = _recorded_grid(recording, options)
+    corrections = recording.corrections
+    if corrections is None:
+        return grid
+    nearest = np.clip(np.searchsorted(grid.ticks, corrections.times), 1, max(len(grid.ticks) - 1, 1))
+    nearest -= corrections.times - grid.ticks[nearest - 1] < grid.ticks[nearest] - corrections.times
+    late = np.abs(corrections.times - grid.ticks[nearest])
+    if late.max(initial=0.0) > MAX_CORRECTION_TICKS / options.action_hz:
+        row = int(np.argmax(late))
+        raise EpisodeError(
+            f"the correction in row {row + 1} is {late[row]:.3g} s from the nearest control tick at "
+            f"{options.action_hz:g} Hz; a correction is for one tick"
+        )
+    actions, is_corrected = grid.actions.copy(), np.zeros(len(grid.ticks), bool)
+    actions[nearest], is_corrected[nearest] = corrections.values, True
+    return replace(grid, actions=actions, is_sample=grid.is_sample & is_corrected)
+
+
+def _recorded_grid(recording: Recording, options: EpisodeOptions) -> Grid:
     if recording.actions is not None:
         return _recorded_actions(recording, options)
-    if recording.state is None or recording.state_names != POSE_NAMES:
+    if recording.state is None or recording.state_names != LAB_STATE:
         raise EpisodeError("neither actions nor the poses of an arm were recorded")
     times, poses = recording.times, recording.state
     assert times is not None, "what moved has times"

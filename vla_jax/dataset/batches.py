@@ -68,10 +68,11 @@ def make_batch(
             rows = replace(rows, sensor=dataset.sensor_rows(ticks))
         else:
             sensor = dataset.sensor_windows(ticks)
+    state = np.asarray(dataset.ticks.pose[ticks], np.float32) if dataset.spec.state else None
     actions = dataset.actions(ticks)
     previous = np.repeat(dataset.previous_action(ticks)[:, None], actions.shape[1], axis=1)
     return Batch(
-        observation=Observation(vl, vl_mask, sensor, has_sensor, previous_chunk=previous),
+        observation=Observation(vl, vl_mask, sensor, has_sensor, state, previous),
         actions=actions,
         confidence=dataset.confidence(ticks),
         tick=np.asarray(ticks, np.int64),

@@ -1,13 +1,13 @@
 """Units of recorded poses: converted to mm and degrees where told, and asked for where the numbers look like others."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
 
-from vla_jax.contracts.specs import LAB_ACTIONS
+from vla_jax.contracts.specs import LAB_ACTIONS, LAB_STATE
 from vla_jax.dataset.packed_episode import PackedEpisode
-from vla_jax.recordings.lab import POSE_NAMES
 from vla_jax.recordings.recording import Recording
 
 PoseUnits = Literal["mm", "m"]
@@ -30,11 +30,17 @@ def convert(recording: Recording, pose_units: PoseUnits | None, angle_units: Ang
     factors = np.repeat([_TO_MM[pose_units or "mm"], _TO_DEGREES[angle_units or "deg"]], 3)
     if (factors == 1.0).all():
         return
-    if recording.state is not None and recording.state_names == POSE_NAMES:
+    if recording.state is not None and recording.state_names == LAB_STATE:
         recording.state = recording.state * factors
     if recording.actions is not None and recording.action_names == LAB_ACTIONS.names:
-        scaled = recording.actions[:, :6] * factors
-        recording.actions = np.concatenate([scaled, recording.actions[:, 6:]], axis=1).astype(np.float32)
+        recording.actions = _scaled(recording.actions, factors)
+    if recording.corrections is not None and recording.action_names == LAB_ACTIONS.names:
+        values = _scaled(recording.corrections.values, factors)
+        recording.corrections = replace(recording.corrections, values=values)
+
+
+def _scaled(actions: np.ndarray, factors: np.ndarray) -> np.ndarray:
+    return np.concatenate([actions[:, :6] * factors, actions[:, 6:]], axis=1).astype(np.float32)
 
 
 def looks_like_metres(episode: PackedEpisode, action_hz: float) -> bool:
@@ -54,7 +60,7 @@ def could_be_radians(episodes: Sequence[PackedEpisode]) -> bool:
     angles = [
         episode.arrays["pose"][:, 3:6]
         for episode in episodes
-        if tuple(episode.info.state_names) == POSE_NAMES and len(episode.arrays["pose"])
+        if tuple(episode.info.state_names) == LAB_STATE and len(episode.arrays["pose"])
     ]
     if not angles:
         return False

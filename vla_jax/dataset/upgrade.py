@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vla_jax.contracts.specs import LAB_ACTIONS, SensorSpec
-from vla_jax.dataset.options import EPISODE_VERSION
-from vla_jax.recordings.lab import POSE_NAMES
+from vla_jax.contracts.specs import LAB_ACTIONS, LAB_STATE, SensorSpec
 
 OLD_VERSION = 2
+# Of their episodes, which today's `prepare` reads again: ticks with stale pictures were samples.
+OLD_EPISODE_VERSION = 3
 
 
 def upgraded_index(index: Mapping[str, Any], version: int) -> dict[str, Any]:
@@ -22,7 +22,7 @@ def upgraded_index(index: Mapping[str, Any], version: int) -> dict[str, Any]:
         "format_version": version,
         "meta": {**index["meta"], "format_version": version},
         "columns": [],
-        "episode_options": {**options, "readers": readers, "version": EPISODE_VERSION},
+        "episode_options": {**options, "readers": readers, "version": OLD_EPISODE_VERSION},
         "split": index["split"],
         "content": index["content"],
     }
@@ -34,7 +34,7 @@ def upgraded_entries(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any
         {
             **entry,
             "sensor_channels": SensorSpec().channels,
-            "state_names": [] if entry["pose_hz"] is None else list(POSE_NAMES),
+            "state_names": [] if entry["pose_hz"] is None else list(LAB_STATE),
             "action_names": list(LAB_ACTIONS.names),
             "action_units": list(LAB_ACTIONS.units),
             "in_whole_chunks": entry["format"] == "legacy",

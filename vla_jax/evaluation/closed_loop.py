@@ -1,50 +1,87 @@
 """Closed loop: a policy acts in environments, and each environment judges what came of it.
 
-Several environments are stepped side by side, and those that need a decision at a tick get it from one call of the
-policy. At each control tick of an episode:
+Several environments are stepped side by side, and what they need at a tick comes from one call of the backbone and one
+of the policy. At each control tick of an episode:
 
-1. every `refresh_ticks` ticks the newest pictures become features; in between the policy sees the last ones;
-2. when the actions decided on are used up, the policy predicts a chunk from features and sensor window;
-3. the next action of the chunk is executed.
+1. every `refresh_ticks` ticks the newest pictures are given to the backbone; some ticks later, `feature_latency`, their
+   features are there. In between the policy sees the last ones;
+2. where the actions decided on are used up, the policy predicts a chunk from features, sensor window and pose;
+3. the action that the chunks have for this tick is executed (`vla_jax.policy.chunk_execution`).
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import math
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 
-from vla_jax.contracts.environment import Environment, Outcome, Reading
+from vla_jax.contracts.environment import Outcome, Reading
 from vla_jax.contracts.feature_encoder import FeatureEncoder
+from vla_jax.contracts.specs import ActionSpec
+from vla_jax.evaluation.environments import Environments
+from vla_jax.policy.chunk_execution import ChunkQueue, Execution
+from vla_jax.policy.insertion_policy import InsertionPolicy
 
 Predict = Callable[..., Float[np.ndarray, "b h a"]]
 """`InsertionPolicy.predict`, or anything that is called as it is: (vl [b, s, v], vl_mask [b, s], sensor [b, t, c] or
-None, has_sensor [b], key [b]) → chunks, and `z_chunk=` where `RolloutSettings.anchored` asks for it."""
+None, has_sensor [b], key [b]) → chunks, and `state=` or `z_chunk=` where `Inputs` asks for them."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a policy is given beside the features."""
+
+    sensor_rows: int | None = None
+    """Newest sensor rows; None gives it all of the reading's."""
+    state: bool = False
+    """Whether it reads the arm's own pose."""
+    anchored: bool = False
+    """Whether it adds its prediction to the previous action, repeated over the horizon."""
+
+    @classmethod
+    def of(cls, policy: InsertionPolicy) -> "Inputs":
+        """Returns what a policy is given."""
+        config = policy.config
+        return cls(policy.sensor_window, config.state is not None, config.head.needs_previous_chunk)
+
+
+Stretch = tuple[float, float]
+"""Seconds since the episode's start, from and up to."""
 
 
 @dataclass(frozen=True)
 class RolloutSettings:
-    """How a policy acts."""
+    """How a policy acts, and what it has to do with."""
 
-    execute: int = 1
-    """Actions of a chunk that are executed before the next prediction."""
+    execution: Execution = field(default_factory=Execution)
     refresh_ticks: int = 3
-    """Control ticks that share one instant's features, as in the policy's data (`DataSpec.refresh_ticks`)."""
+    """Control ticks from one set of pictures that the backbone sees to the next, as in the policy's data
+    (`DataSpec.refresh_ticks`)."""
+    feature_latency: int = 0
+    """Control ticks until pictures are features. The arm waits for the first ones."""
     max_ticks: int = 1000
     """Actions after which an episode ends, whatever the environment says."""
-    sensor_rows: int | None = None
-    """Newest sensor rows that the policy is given; None gives it all of the reading's."""
-    anchored: bool = False
-    """Whether the policy adds its prediction to the previous action, repeated over the horizon."""
+    sensor_lost: Stretch | None = None
+    """When the sensor is gone."""
+    views_lost: Stretch | None = None
+    """When all pictures are gone."""
 
     def __post_init__(self) -> None:
-        for name in ("execute", "refresh_ticks", "max_ticks"):
+        for name in ("refresh_ticks", "max_ticks"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.feature_latency < 0:
+            raise ValueError(f"feature_latency must not be negative, not {self.feature_latency}")
+        for name in ("sensor_lost", "views_lost"):
+            stretch = getattr(self, name)
+            if stretch is not None and not 0 <= stretch[0] < stretch[1]:
+                raise ValueError(f"{name} must begin at 0 s or later and end after that, not {stretch}")
 
 
 @dataclass(frozen=True)
@@ -72,58 +109,67 @@ class Rollout:
 def roll_out(
     predict: Predict,
     encoder: FeatureEncoder,
-    environments: Sequence[Environment],
+    environments: Environments,
     seeds: Sequence[int],
     settings: RolloutSettings,
     key: jax.Array,
+    inputs: Inputs = Inputs(),
 ) -> Iterator[Rollout]:
-    """Yields the episode of each seed as it ends; equal seeds, settings and keys give equal episodes.
+    """Yields the episode of each seed as it ends; equal seeds, settings, keys and numbers of environments give equal
+    episodes.
 
-    environments: alike; each takes the next seed when its episode has ended. The policy is always called with a row
-        for each of them, so that it is compiled once.
+    environments: each takes the next seed when its episode has ended. The policy is always called with a row for each
+        of them, so that it is compiled once.
     key: randomness of the policy; seed and tick give each decision noise of its own.
+
+    Raises:
+        ValueError: the policy's chunks are used up before the next one is there.
     """
-    waiting = iter(seeds)
-    num_rows = len(environments)
-    active: list[_Episode] = []
-    idle = list(environments)
-    while True:
-        for seed in itertools.islice(waiting, len(idle)):
-            active.append(_Episode(idle.pop(), seed, settings))
-        if not active:
+    settings.execution.check_horizon(environments.actions.horizon)
+    waiting, idle = iter(seeds), list(range(environments.count))
+    active: dict[int, _Episode] = {}
+    # Episodes begin when all of them look and decide, so that what they need is asked for together.
+    together = math.lcm(settings.refresh_ticks, settings.execution.execute)
+    for clock in itertools.count():
+        if idle and clock % together == 0:
+            begun = {idle.pop(0): seed for seed in itertools.islice(waiting, len(idle))}
+            for number, reading in environments.reset(begun).items():
+                active[number] = _Episode(begun[number], reading, environments.actions, settings, inputs)
+        if not active and clock % together == 0:
             return
-        for episode in active:
-            if episode.needs_features:
-                episode.see(*encoder.encode(episode.reading.prompt, episode.reading.images))
-        deciding = [episode for episode in active if episode.needs_chunk]
+        _look(encoder, [episode for episode in active.values() if episode.needs_features])
+        deciding = [episode for episode in active.values() if episode.needs_chunk]
         if deciding:
-            chunks = _decide(predict, deciding, num_rows, settings, key)
-            for episode, chunk in zip(deciding, chunks, strict=True):
-                episode.decide(chunk)
-        for episode in active:
-            episode.act()
-        for episode in [episode for episode in active if episode.is_over]:
-            active.remove(episode)
-            idle.append(episode.environment)
-            yield episode.result()
+            _decide(predict, deciding, environments.count, inputs, key)
+        actions = {number: episode.next_action() for number, episode in active.items()}
+        for number, (reading, is_over) in environments.step(actions).items():
+            episode = active[number]
+            episode.note(actions[number], reading)
+            if is_over or episode.tick >= settings.max_ticks:
+                idle.append(number)
+                del active[number]
+                yield episode.result(environments.outcome(number))
 
 
 class _Episode:
     """An episode under way: what the policy has seen and decided so far."""
 
-    def __init__(self, environment: Environment, seed: int, settings: RolloutSettings) -> None:
-        self.environment = environment
+    def __init__(
+        self, seed: int, reading: Reading, actions: ActionSpec, settings: RolloutSettings, inputs: Inputs
+    ) -> None:
         self.seed = seed
+        self.reading = reading
+        self.horizon = actions.horizon
         self._settings = settings
-        self.features: tuple[Float[np.ndarray, "s v"], Bool[np.ndarray, " s"]] | None = None
-        self._image_time_s = 0.0
-        self._times: list[float] = []
-        self._poses: list[np.ndarray] = []
+        self._inputs = inputs
+        self._before_first = actions.before_first
+        self._queue = ChunkQueue(settings.execution, actions.before_first)
+        self._seen: deque[_Seen] = deque()
+        self._times, self._poses = [reading.time_s], [np.array(reading.pose)]
         self._actions: list[np.ndarray] = []
         self._decision_ticks: list[int] = []
         self._chunks: list[np.ndarray] = []
         self._image_times: list[float] = []
-        self._note(environment.reset(seed))
 
     @property
     def tick(self) -> int:
@@ -137,52 +183,62 @@ class _Episode:
 
     @property
     def needs_chunk(self) -> bool:
-        """Whether the actions decided on are used up."""
-        if not self._chunks:
-            return True
-        return self.tick - self._decision_ticks[-1] >= min(self._settings.execute, len(self._chunks[-1]))
+        """Whether the policy is to predict at this tick."""
+        return self._queue.needs_chunk(self.tick)
 
     @property
-    def is_over(self) -> bool:
-        """Whether the environment has ended the episode, or it has lasted long enough."""
-        return self.tick >= self._settings.max_ticks or self.environment.is_over()
+    def images(self) -> Mapping[str, UInt8[np.ndarray, "height width 3"]]:
+        """The pictures that the backbone is given."""
+        return {} if self._is_in(self._settings.views_lost) else self.reading.images
 
     @property
-    def previous_action(self) -> Float[np.ndarray, " a"]:
-        """The action executed last; at the start what stands for it in training."""
-        return self._actions[-1] if self._actions else self.environment.actions.before_first
+    def features(self) -> "_Seen":
+        """The newest features that are there."""
+        while len(self._seen) > 1 and self._seen[1].there_at <= self.tick:
+            self._seen.popleft()
+        return self._seen[0]
 
     @property
     def sensor(self) -> Float[np.ndarray, "t c"] | None:
         """The sensor rows that the policy is given."""
-        rows = self._settings.sensor_rows
-        if self.reading.sensor is None or rows is None:
-            return self.reading.sensor
-        return self.reading.sensor[-rows:]
+        rows, sensor = self._inputs.sensor_rows, self.reading.sensor
+        if sensor is None or self._is_in(self._settings.sensor_lost):
+            return None
+        return sensor if rows is None else sensor[-rows:]
+
+    @property
+    def previous_action(self) -> Float[np.ndarray, " a"]:
+        """The action executed last; at the start what stands for it in training."""
+        return self._actions[-1] if self._actions else self._before_first
 
     def see(self, vl: Float[np.ndarray, "s v"], vl_mask: Bool[np.ndarray, " s"]) -> None:
-        """Takes the features of the newest pictures."""
-        self.features = (vl, vl_mask)
-        self._image_time_s = self.reading.image_time_s
+        """Takes the features of the newest pictures, which are there after their latency."""
+        there_at = self.tick + self._settings.feature_latency if self._seen else 0
+        self._seen.append(_Seen(vl, vl_mask, self.reading.image_time_s, there_at))
 
     def decide(self, chunk: Float[np.ndarray, "h a"]) -> None:
         """Takes the actions from this tick on."""
+        self._queue.add(self.tick, chunk)
         self._decision_ticks.append(self.tick)
         self._chunks.append(chunk)
-        self._image_times.append(self._image_time_s)
+        self._image_times.append(self.features.image_time_s)
 
-    def act(self) -> None:
-        """Executes the next action."""
-        action = self._chunks[-1][self.tick - self._decision_ticks[-1]]
-        reading = self.environment.step(action)
+    def next_action(self) -> Float[np.ndarray, " a"]:
+        """Returns the action to execute."""
+        return self._queue.action(self.tick)
+
+    def note(self, action: Float[np.ndarray, " a"], reading: Reading) -> None:
+        """Takes what was executed and what is known after it."""
         self._actions.append(action)
-        self._note(reading)
+        self.reading = reading
+        self._times.append(reading.time_s)
+        self._poses.append(np.array(reading.pose))
 
-    def result(self) -> Rollout:
+    def result(self, outcome: Outcome) -> Rollout:
         """Returns the finished episode."""
         return Rollout(
             seed=self.seed,
-            outcome=self.environment.outcome(),
+            outcome=outcome,
             time_s=np.array(self._times),
             pose=np.stack(self._poses),
             actions=np.stack(self._actions),
@@ -191,15 +247,31 @@ class _Episode:
             image_time_s=np.array(self._image_times),
         )
 
-    def _note(self, reading: Reading) -> None:
-        self.reading = reading
-        self._times.append(reading.time_s)
-        self._poses.append(np.array(reading.pose))
+    def _is_in(self, stretch: Stretch | None) -> bool:
+        return stretch is not None and stretch[0] <= self.reading.time_s < stretch[1]
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """Features, when their pictures were exposed, and the tick at which they are there."""
+
+    vl: Float[np.ndarray, "s v"]
+    vl_mask: Bool[np.ndarray, " s"]
+    image_time_s: float
+    there_at: int
+
+
+def _look(encoder: FeatureEncoder, episodes: Sequence[_Episode]) -> None:
+    """Encodes the newest pictures of episodes in one batch."""
+    if episodes:
+        features = encoder.encode_batch([(episode.reading.prompt, episode.images) for episode in episodes])
+        for episode, vl, vl_mask in zip(episodes, *features, strict=True):
+            episode.see(vl, vl_mask)
 
 
 def _decide(
-    predict: Predict, episodes: Sequence[_Episode], num_rows: int, settings: RolloutSettings, key: jax.Array
-) -> Float[np.ndarray, "b h a"]:
+    predict: Predict, episodes: Sequence[_Episode], num_rows: int, inputs: Inputs, key: jax.Array
+) -> None:
     """Predicts a chunk for each episode in one batch of `num_rows`; the last episode's inputs fill it up."""
     rows = [*episodes, *[episodes[-1]] * (num_rows - len(episodes))]
     windows = [row.sensor for row in rows]
@@ -210,12 +282,15 @@ def _decide(
         sensor = np.stack([empty if window is None else window for window in windows])
     names = jnp.array([(row.seed, row.tick) for row in rows], jnp.uint32)
     arguments: dict[str, Any] = {"key": _row_keys(key, names)}
-    if settings.anchored:
-        horizon = rows[0].environment.actions.horizon
+    if inputs.state:
+        arguments["state"] = np.stack([row.reading.pose for row in rows])
+    if inputs.anchored:
         previous = np.stack([row.previous_action for row in rows])
-        arguments["z_chunk"] = np.repeat(previous[:, None], horizon, axis=1)
-    vl, vl_mask = map(np.stack, zip(*[row.features for row in rows], strict=True))
-    return np.asarray(predict(vl, vl_mask, sensor, has_sensor, **arguments))[: len(episodes)]
+        arguments["z_chunk"] = np.repeat(previous[:, None], rows[0].horizon, axis=1)
+    vl, vl_mask = (np.stack([getattr(row.features, name) for row in rows]) for name in ("vl", "vl_mask"))
+    chunks = np.asarray(predict(vl, vl_mask, sensor, has_sensor, **arguments))
+    for episode, chunk in zip(episodes, chunks, strict=False):
+        episode.decide(chunk)
 
 
 @jax.jit

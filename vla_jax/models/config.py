@@ -56,6 +56,23 @@ class SensorEncoderConfig:
 
 
 @dataclass(frozen=True)
+class StateEncoderConfig:
+    """A small network that adds what the arm knows of itself to the condition."""
+
+    columns: tuple[int, ...]
+    """Which values of the recorded state it reads, at the newest tick. The lab's: the three angles. Positions in the
+    arm's base frame are left out: where a phantom stands is for the pictures to tell."""
+    hidden_dim: Count = 64
+
+    def __post_init__(self) -> None:
+        check(self)
+        if not self.columns or min(self.columns) < 0 or len(set(self.columns)) < len(self.columns):
+            raise UserError(
+                f"StateEncoderConfig.columns is {self.columns}; it must be different numbers of values, from 0"
+            )
+
+
+@dataclass(frozen=True)
 class FusionConfig:
     """How vision-language tokens and the sensor feature become one condition vector."""
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from vla_jax.contracts.checks import Count, check, check_heads
 from vla_jax.contracts.specs import DataSpec, FeatureSpec
 from vla_jax.heads.head_config import HeadConfig, head_config
-from vla_jax.models.config import FusionConfig, FusionStrategy, SensorEncoderConfig
+from vla_jax.models.config import FusionConfig, FusionStrategy, SensorEncoderConfig, StateEncoderConfig
 from vla_jax.storage import config_json
 
 
@@ -25,6 +25,8 @@ class PolicyConfig:
     action_dim: Count = 7
     sensor: SensorEncoderConfig = field(default_factory=SensorEncoderConfig)
     fusion: FusionConfig = field(default_factory=FusionConfig)
+    state: StateEncoderConfig | None = None
+    """How the arm's own state is read; None leaves it out, as the reference does."""
     no_sensor_embedding: bool = True
     """A learned vector stands for a missing sensor (reference: False, zeros go through the encoder)."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -118,6 +120,11 @@ class PolicyConfig:
             faults.append(
                 f"it predicts {self.horizon} actions of {self.action_dim} dimensions, the data have "
                 f"{data.actions.horizon} of {data.actions.size}"
+            )
+        if self.state is not None and max(self.state.columns) >= len(data.state):
+            faults.append(
+                f"it reads value {max(self.state.columns)} of the arm's state, counted from 0, the data have "
+                f"{len(data.state)} ({', '.join(data.state) or 'none'})"
             )
         if self.uses_sensor and data.sensor is not None and self.sensor.channels != data.sensor.channels:
             faults.append(

@@ -30,6 +30,7 @@ class InsertionPolicy:
         sensor_window: number of sensor rows a window must have; None when any will do, or there is no sensor.
         sampler, sampling_steps: how a diffusion policy denoises; None for regression.
         num_parameters: of the network.
+        state_values: names of the values of the arm's state that it reads; () if it reads none.
     """
 
     def __init__(
@@ -52,6 +53,8 @@ class InsertionPolicy:
         self.sampler = sampling.sampler if sampling else None
         self.sampling_steps = sampling.steps if sampling else None
         self.num_parameters = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(loaded.network, nnx.Param)))
+        columns = self.config.state.columns if self.config.state is not None else ()
+        self.state_values = tuple(self.data.state[column] for column in columns)
         self._reads_sensor = self.config.uses_sensor and self.data.sensor is not None
         structure, self._state = nnx.split(loaded.network)
         self._preprocessor = Preprocessor(loaded.normaliser)
@@ -108,6 +111,7 @@ class InsertionPolicy:
         has_sensor: Bool[Array, " b"] | np.ndarray,
         key: jax.Array | None = None,
         *,
+        state: Float[Array, "b p"] | np.ndarray | None = None,
         z_chunk: Float[Array, "b h a"] | np.ndarray | None = None,
     ) -> Float[np.ndarray, "b h a"]:
         """Returns the next actions of each row, for the lab: dx dy dz in mm, da db dr in degrees, gripper; float32.
@@ -118,6 +122,7 @@ class InsertionPolicy:
         sensor: newest window, force first, then the A-scan; rows without a sensor may hold anything, and None
             means that no row has one.
         has_sensor: which rows have a sensor.
+        state: the arm's newest pose, as recorded; for policies that read it, and required by them.
         z_chunk: for policies anchored on the previous chunk only, and required by them: actions of the past, in
             mm and degrees, that the prediction is added to.
 
@@ -126,7 +131,7 @@ class InsertionPolicy:
         """
         if z_chunk is not None and not self.config.head.needs_previous_chunk:
             raise ValueError("predict: z_chunk does not belong to a policy that adds to no previous chunk")
-        parts = {"vl": vl, "vl_mask": vl_mask, "sensor": sensor, "has_sensor": has_sensor}
+        parts = {"vl": vl, "vl_mask": vl_mask, "sensor": sensor, "has_sensor": has_sensor, "state": state}
         return self._infer(parts | {"previous_chunk": z_chunk}, key)
 
     def warm_up(self, batch_size: int = 1) -> None:
@@ -147,7 +152,11 @@ class InsertionPolicy:
         """
         if not self.config.uses_sensor:
             data = replace(data, sensor=None)
-        return data.differences(self.data) + features.differences(self.features)
+        faults = data.differences(self.data) + features.differences(self.features)
+        if self.config.state is not None and data.state != self.data.state:
+            theirs = ", ".join(data.state) or "not recorded"
+            faults.append(f"the arm's state is {theirs}, the policy's is {', '.join(self.data.state)}")
+        return faults
 
     def _infer(self, parts: Mapping[str, Any], key: jax.Array | None) -> Float[np.ndarray, "b h a"]:
         """`infer`, for the fields of an observation whose shapes are not known yet to fit."""
@@ -175,6 +184,8 @@ class InsertionPolicy:
             elif has_sensor is None:
                 has_sensor = np.ones(batch, bool)
             read |= {"sensor": _float32(sensor), "has_sensor": _boolean(has_sensor)}
+        if config.state is not None and parts["state"] is not None:
+            read["state"] = _float32(parts["state"])
         if config.head.needs_previous_chunk and previous is not None:
             read["previous_chunk"] = _float32(previous)
         return read
@@ -190,6 +201,7 @@ class InsertionPolicy:
             "vl": (batch, slots, config.vl_dim),
             "vl_mask": (batch, slots),
             "has_sensor": (batch,),
+            "state": (batch, len(self.data.state)),
             "previous_chunk": (batch, config.horizon, config.action_dim),
         }
         if "sensor" in read:
@@ -205,6 +217,8 @@ class InsertionPolicy:
             faults.append("the batch is empty")
         if key.shape not in ((), (batch,)):
             faults.append(f"key has shape {key.shape}, expected () or ({batch},)")
+        if config.state is not None and "state" not in read:
+            faults.append(f"state is required: this policy reads the arm's {', '.join(self.state_values)}")
         if config.head.needs_previous_chunk and "previous_chunk" not in read:
             faults.append(
                 "z_chunk is required (previous_chunk of an observation): this policy adds its prediction to the "
@@ -237,5 +251,7 @@ def _blame(observation: Observation) -> str:
         read = np.asarray(observation.sensor)[np.asarray(observation.has_sensor)]
         if not np.isfinite(read).all():
             blamed.append("sensor")
+    if observation.state is not None and not np.isfinite(np.asarray(observation.state)).all():
+        blamed.append("state")
     source = f"because {' and '.join(blamed)} is not" if blamed else "although the inputs are"
     return f"predict: the predicted actions are not finite, {source}"

@@ -1,4 +1,4 @@
-"""The policy network: sensor encoder, fusion and action head behind one interface."""
+"""The policy network: encoders of sensor and state, fusion and action head behind one interface."""
 
 import jax
 import jax.numpy as jnp
@@ -10,15 +10,16 @@ from vla_jax.heads.head_config import Sampling
 from vla_jax.models.dropout import DropoutKey, split_key
 from vla_jax.models.fusion import Fusion
 from vla_jax.models.sensor_encoder import SensorEncoder
+from vla_jax.models.state_encoder import StateEncoder
 from vla_jax.policy.config import PolicyConfig
 
 
 class PolicyNetwork(nnx.Module):
     """Predicts chunks of normalised actions from normalised observations.
 
-    Axes: b batch, s tokens, v token width, t sensor steps, c channels, d sensor feature, e condition, h horizon,
-    a action dimensions. Parameters under `sensor_encoder/` are the encoder's; the head's are under `expert/`, the
-    name that checkpoints have always had.
+    Axes: b batch, s tokens, v token width, t sensor steps, c channels, d sensor feature, p state, e condition,
+    h horizon, a action dimensions. Parameters under `sensor_encoder/` are the encoder's; the head's are under
+    `expert/`, the name that checkpoints have always had.
     """
 
     def __init__(self, config: PolicyConfig, *, rngs: nnx.Rngs):
@@ -45,6 +46,11 @@ class PolicyNetwork(nnx.Module):
         self.expert = config.head.make(
             config.horizon, config.action_dim, dtype=dtype, remat=config.remat, rngs=rngs
         )
+        # Last, so that the others draw their weights as they do without it.
+        state_encoder = None
+        if config.state is not None:
+            state_encoder = StateEncoder(config.state, width=config.head.hidden_dim, dtype=dtype, rngs=rngs)
+        self.state_encoder = nnx.data(state_encoder)
 
     def loss(
         self,
@@ -63,7 +69,9 @@ class PolicyNetwork(nnx.Module):
         encoder_key, rest_key = (keys[2], keys[3]) if train else (None, None)
         features = self.sensor_features(observation, train=train, key=encoder_key)
         condition_key, head_key = split_key(rest_key, 2)
-        condition = self.condition(observation.vl, features, observation.vl_mask, key=condition_key)
+        condition = self.condition(
+            observation.vl, features, observation.vl_mask, observation.state, key=condition_key
+        )
         return self.expert.loss(
             condition,
             actions,
@@ -84,7 +92,7 @@ class PolicyNetwork(nnx.Module):
         keys: one for each row, for heads that draw. sampling: see `HeadConfig.sampling`.
         """
         features = self.sensor_features(observation)
-        condition = self.condition(observation.vl, features, observation.vl_mask)
+        condition = self.condition(observation.vl, features, observation.vl_mask, observation.state)
         return self.expert.sample(
             condition, keys=keys, previous_chunk=_as_jax(observation.previous_chunk), sampling=sampling
         )
@@ -136,12 +144,17 @@ class PolicyNetwork(nnx.Module):
         vl: Float[ArrayLike, "b s v"] | None,
         sensor_features: Float[Array, "b d"] | None,
         vl_mask: Bool[ArrayLike, "b s"] | None = None,
+        state: Float[ArrayLike, "b p"] | None = None,
         *,
         key: DropoutKey = None,
     ) -> Float[Array, "b e"]:
         """The condition of the head: it depends on the observation alone. vl_mask: None means all tokens."""
         assert vl is not None, "every policy reads features"
-        return self.fusion(jnp.asarray(vl, self.dtype), _as_jax(vl_mask), sensor_features, key=key)
+        condition = self.fusion(jnp.asarray(vl, self.dtype), _as_jax(vl_mask), sensor_features, key=key)
+        if self.state_encoder is None:
+            return condition
+        assert state is not None, "this policy reads the arm's state"
+        return condition + self.state_encoder(jnp.asarray(state, jnp.float32))
 
 
 def _as_jax(array: ArrayLike | None) -> Array | None:

@@ -1,4 +1,4 @@
-"""Normalisation of actions, sensor windows and vision-language features, and its inverse for actions.
+"""Normalisation of actions, sensor windows, the arm's state and vision-language features, and its inverse for actions.
 
 One `Normaliser` is made from the data set's statistics when training starts, is part of every checkpoint, and is
 the only place that divides by a scale or multiplies by one.
@@ -6,7 +6,7 @@ the only place that divides by a scale or multiplies by one.
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import jax
@@ -32,6 +32,8 @@ class Normaliser:
     action_offset, action_scale: [a], mm and degrees per control tick; scale 0 marks a constant dimension.
     force_offset, force_scale, ascan_scale: scalars in the recorded units.
     feature_offset, feature_scale: [s, v], or [1, v] where slots have no fixed meaning.
+    state_offset, state_scale, state_period: [p], of policies that read the arm's state, else None; the period of an
+        angle is a turn, and that of other values infinite.
     centre_ascan: whether the window's mean A-scan value is taken out.
     """
 
@@ -42,6 +44,9 @@ class Normaliser:
     ascan_scale: Any
     feature_offset: Any
     feature_scale: Any
+    state_offset: Any = None
+    state_scale: Any = None
+    state_period: Any = None
     centre_ascan: bool = dataclasses.field(metadata={"static": True}, default=True)
 
     def normalise_actions(self, actions: Float[ArrayLike, "*b h a"]) -> Float[Array, "*b h a"]:
@@ -64,6 +69,15 @@ class Normaliser:
             [(force - self.force_offset) / self.force_scale, ascan / self.ascan_scale], axis=-1
         )
 
+    def normalise_state(self, state: Float[ArrayLike, "*b p"]) -> Float[Array, "*b p"]:
+        """Scales the arm's state; an angle a turn away is the same. Returns float32."""
+        offset, scale, period = (
+            _align(part, state) for part in (self.state_offset, self.state_scale, self.state_period)
+        )
+        distance = jnp.asarray(state, jnp.float32) - offset
+        turns = jnp.round(distance / period) * jnp.where(jnp.isfinite(period), period, 0.0)
+        return (distance - turns) / scale
+
     def normalise_features(
         self, features: Float[ArrayLike, "*b s v"], mask: Bool[ArrayLike, "*b s"]
     ) -> Float[Array, "*b s v"]:
@@ -72,11 +86,37 @@ class Normaliser:
         return jnp.where(mask[..., None], scaled, 0.0)
 
 
+@dataclass(frozen=True)
+class StateMoments:
+    """Mean and deviation of the values of the arm's state, and their periods; float64 [p]."""
+
+    offset: np.ndarray
+    scale: np.ndarray
+    period: np.ndarray
+
+
+def state_moments(state: Float[np.ndarray, "n p"], is_angle: Bool[np.ndarray, " p"]) -> StateMoments:
+    """Returns the moments of recorded states.
+
+    is_angle: which values are angles in degrees: their mean is the circular one (Mardia & Jupp, Directional
+        Statistics, 2000), and their deviation that of the distances from it.
+    """
+    state = np.asarray(state, np.float64)
+    period = np.where(is_angle, 360.0, np.inf)
+    radians = np.radians(state)
+    circular = np.degrees(np.arctan2(np.sin(radians).mean(axis=0), np.cos(radians).mean(axis=0)))
+    offset = np.where(is_angle, circular, state.mean(axis=0))
+    distance = state - offset
+    distance -= np.where(is_angle, 360.0 * np.round(distance / 360.0), 0.0)
+    return StateMoments(offset, _scale_or(1.0, np.sqrt(np.mean(np.square(distance), axis=0))), period)
+
+
 def make_normaliser(
     config: NormalisationConfig,
     statistics: Mapping[str, Any],
     feature_mean: np.ndarray,
     feature_std: np.ndarray,
+    state: StateMoments | None = None,
 ) -> Normaliser:
     """Builds the normaliser from a data set's training statistics.
 
@@ -85,6 +125,7 @@ def make_normaliser(
         statistics: `PackedDataset.statistics`; needs "actions", and, when the set has sensor data, "force" and
             "sensor_centred".
         feature_mean, feature_std: [s, v] or [1, v], of the training features (`feature_moments`).
+        state: of the training ticks (`state_moments`), for policies that read the arm's state.
     """
     num_actions = np.shape(statistics["actions"].mean)[0]
     action_offset, action_scale = np.zeros(num_actions), np.ones(num_actions)
@@ -101,6 +142,11 @@ def make_normaliser(
         ascan_scale = _scale_or(1.0, statistics["sensor_centred"].std)[1]
     if config.features == "none":
         feature_mean, feature_std = np.zeros_like(feature_mean), np.ones_like(feature_std)
+    state_arrays = (
+        {}
+        if state is None
+        else {f"state_{name}": jnp.asarray(value, jnp.float32) for name, value in asdict(state).items()}
+    )
     return Normaliser(
         *(
             jnp.asarray(np.asarray(value), jnp.float32)
@@ -108,6 +154,7 @@ def make_normaliser(
         ),
         feature_offset=jnp.asarray(feature_mean, jnp.float32),
         feature_scale=jnp.asarray(feature_std, jnp.float32),
+        **state_arrays,
         centre_ascan=config.sensor == "centred",
     )
 

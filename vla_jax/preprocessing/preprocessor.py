@@ -17,15 +17,20 @@ class Preprocessor:
     normaliser: Normaliser
 
     def observe(self, observation: Observation) -> Observation:
-        """Maps what was recorded to what the network reads: features (absent slots become zero), sensor windows and
-        the previous chunk, all float32; masks stay, and what is None stays None."""
+        """Maps what was recorded to what the network reads: features (absent slots become zero), sensor windows,
+        the state and the previous chunk, all float32; masks stay, and what is None stays None."""
         normaliser, sensor, previous = self.normaliser, observation.sensor, observation.previous_chunk
+        state = observation.state
         vl, vl_mask = observation.vl, observation.vl_mask
         assert vl is not None, "every policy reads features"
         assert vl_mask is not None
         return observation.replace(
             vl=normaliser.normalise_features(vl, vl_mask),
             sensor=None if sensor is None else normaliser.normalise_sensor(sensor),
+            # Nobody reads the state of an arm whose normaliser does not know it.
+            state=None
+            if state is None or normaliser.state_scale is None
+            else normaliser.normalise_state(state),
             previous_chunk=None if previous is None else normaliser.normalise_actions(previous),
         )
 

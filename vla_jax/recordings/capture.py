@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
+from vla_jax.contracts.specs import LAB_STATE
 from vla_jax.errors import UserError
 from vla_jax.recordings.findings import EpisodeError
 from vla_jax.recordings.frame import Frame, frame_times, frames_in
-from vla_jax.recordings.lab import NUM_CHANNELS, POSE_NAMES, SENSOR_HZ, pose_columns, task_instruction
+from vla_jax.recordings.lab import NUM_CHANNELS, SENSOR_HZ, pose_columns, task_instruction
 from vla_jax.recordings.reader import EpisodeReader
 from vla_jax.recordings.recording import Recording
 from vla_jax.recordings.sensor_rows import RowMembers, SensorRecording
@@ -59,7 +60,7 @@ class CaptureReader(EpisodeReader):
             format=self.kind,
             folder=episode,
             instruction=task_instruction(episode),
-            state_names=POSE_NAMES,
+            state_names=LAB_STATE,
         )
         with recording.collecting():
             path = _only_file(episode, POSE_FILES)

@@ -5,18 +5,16 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Float32
 
-from vla_jax.contracts.specs import LAB_ACTIONS, SensorSpec
+from vla_jax.contracts.specs import LAB_ACTIONS, LAB_STATE, SensorSpec
 from vla_jax.recordings.findings import EpisodeError
 from vla_jax.recordings.untrusted_files import check_times
 
 NUM_CHANNELS = SensorSpec().channels
 """Sensor channels: the force, then 1025 A-scan depth bins."""
 SENSOR_HZ = 650.0
-POSE_NAMES = ("x", "y", "z", "a", "b", "r")
-"""mm in the arm's base frame, and three angles in degrees (`vla_jax.contracts.specs.LAB_ACTIONS`)."""
 GRIPPER = 1.0
 
-POSE_COLUMNS = tuple(f"pose_{name}" for name in POSE_NAMES)
+POSE_COLUMNS = tuple(f"pose_{name}" for name in LAB_STATE)
 # Pictures and sensor windows are stamped by the machine that receives them, and so is `recv_timestamp`.
 TIME_COLUMNS = ("recv_timestamp", "origin_timestamp", "send_timestamp", "timestamp")
 # A kilometre, or thousands of turns.

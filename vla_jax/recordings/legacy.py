@@ -7,10 +7,10 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-from vla_jax.contracts.specs import LAB_ACTIONS
+from vla_jax.contracts.specs import LAB_ACTIONS, LAB_STATE
 from vla_jax.recordings.findings import EpisodeError
 from vla_jax.recordings.frame import Frame, time_in_name
-from vla_jax.recordings.lab import NUM_CHANNELS, POSE_NAMES, task_instruction
+from vla_jax.recordings.lab import NUM_CHANNELS, task_instruction
 from vla_jax.recordings.reader import EpisodeReader
 from vla_jax.recordings.recording import Recording
 from vla_jax.recordings.restricted_pickle import read_pickle
@@ -57,7 +57,7 @@ class LegacyReader(EpisodeReader):
             folder=episode,
             instruction=content.instruction or task_instruction(episode),
             times=ticks,
-            state_names=POSE_NAMES,
+            state_names=LAB_STATE,
             actions=content.actions,
             rate_hz=LEGACY_HZ,
             in_whole_chunks=True,

@@ -50,6 +50,9 @@ class Recording:
     """Recorded actions, each of one control tick. None: they are the deltas of the pose between ticks."""
     action_names: tuple[str, ...] = LAB_ACTIONS.names
     action_units: tuple[str, ...] = LAB_ACTIONS.units
+    corrections: Stream | None = None
+    """What should have been done at control ticks, (m, a): the actions to learn. A tick without one is no sample. None:
+    what was done is what should have been."""
     rate_hz: float = 100.0
     """Nominal rate of `times`: recorded actions must have that of the data set's; for poses only the reference's
     pairing by index uses it."""

@@ -2,6 +2,7 @@
 
 import json
 import stat
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +53,8 @@ def read_json_object(path: Path) -> dict[str, Any]:
     return value
 
 
-def read_csv_columns(path: Path) -> dict[str, np.ndarray]:
-    """Reads a CSV of numbers with a header line: column name → (n,) f64; empty columns are left out.
+def read_csv_columns(path: Path, also: Collection[str] = ()) -> dict[str, np.ndarray]:
+    """Reads a CSV of numbers with a header line: column name → (n,) f64, of time stamps, poses and those named `also`.
 
     Raises:
         EpisodeError: no header, no rows, rows of unequal length, or something that is no number.
@@ -74,7 +75,7 @@ def read_csv_columns(path: Path) -> dict[str, np.ndarray]:
         raise EpisodeError(
             f"{path.name}: row {row + 1} of {len(rows)} has {counts[row]} of {len(header)} fields (truncated?)"
         )
-    wanted = [i for i, name in enumerate(header) if _is_number_column(name)]
+    wanted = [i for i, name in enumerate(header) if name in also or _is_number_column(name)]
     if not wanted:
         raise EpisodeError(
             f"{path.name}: has neither time stamps nor poses; its columns are {', '.join(header)}"[:300]

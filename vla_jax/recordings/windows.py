@@ -1,4 +1,5 @@
-"""Reads `windows` episodes: metadata.json, robot_states.csv, sensor_data.npz, images/<View>/<unix time>.jpg."""
+"""Reads `windows` episodes: metadata.json, robot_states.csv, sensor_data.npz, images/<View>/<unix time>.jpg, and
+corrections.csv, where somebody says what should have been done."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -7,12 +8,13 @@ from typing import Any
 import numpy as np
 
 from vla_jax.contracts.checks import shown
+from vla_jax.contracts.specs import LAB_ACTIONS, LAB_STATE
 from vla_jax.recordings.clocks import check_rate
 from vla_jax.recordings.findings import EpisodeError
 from vla_jax.recordings.frame import Frame, frames_in
-from vla_jax.recordings.lab import NUM_CHANNELS, POSE_NAMES, SENSOR_HZ, pose_columns, task_instruction
+from vla_jax.recordings.lab import NUM_CHANNELS, SENSOR_HZ, pose_columns, task_instruction
 from vla_jax.recordings.reader import EpisodeReader, NoOptions
-from vla_jax.recordings.recording import Recording, Segment
+from vla_jax.recordings.recording import Recording, Segment, Stream
 from vla_jax.recordings.sensor_rows import SensorRecording, WindowMember
 from vla_jax.recordings.untrusted_files import check_times, read_csv_columns, read_json_object
 from vla_jax.recordings.untrusted_npz import NpzMember, open_npz
@@ -43,7 +45,7 @@ class WindowsReader(EpisodeReader):
             format=self.kind,
             folder=episode,
             instruction=_instruction(metadata, episode),
-            state_names=POSE_NAMES,
+            state_names=LAB_STATE,
         )
         with recording.collecting():
             recording.segments = _segments(metadata)
@@ -55,6 +57,8 @@ class WindowsReader(EpisodeReader):
                 if len(recording.times) > 1 and metadata.get("robot_hz") is not None:
                     measured = float(1.0 / np.median(np.diff(recording.times)))
                     check_rate("robot_hz", recording.rate_hz, measured)
+        with recording.collecting():
+            recording.corrections = _corrections(episode)
         with recording.collecting():
             listed = listed_views(metadata)
             recording.views = _listed_views(_views(episode), listed, recording.notes)
@@ -147,6 +151,26 @@ def _robot_states(folder: Path, metadata: dict[str, Any]) -> tuple[np.ndarray, n
             f"{path.name}: has {len(times)} rows, metadata.json says {int(declared)} (truncated?)"
         )
     return times, poses
+
+
+def _corrections(folder: Path) -> Stream | None:
+    path = folder / "corrections.csv"
+    if not path.exists():
+        return None
+    columns = read_csv_columns(path, LAB_ACTIONS.names)
+    wanted = ("recv_timestamp", *LAB_ACTIONS.names)
+    missing = [name for name in wanted if name not in columns]
+    if missing:
+        raise EpisodeError(f"{path.name}: column(s) {', '.join(missing)} are missing")
+    times, *values = (columns[name] for name in wanted)
+    actions = np.stack(values, axis=1)
+    if not np.isfinite(actions).all():
+        row, column = np.argwhere(~np.isfinite(actions))[0]
+        raise EpisodeError(
+            f"{path.name}: {LAB_ACTIONS.names[column]} is {actions[row, column]} in row {row + 1}"
+        )
+    check_times(times, path.name)
+    return Stream(times, actions)
 
 
 def _sensor(folder: Path, metadata: dict[str, Any]) -> SensorRecording | None:

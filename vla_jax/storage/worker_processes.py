@@ -32,7 +32,7 @@ def run_jobs(
         return
     # Fresh processes: a fork would copy the threads' locks of whatever library is loaded here.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(num_workers, context, _begin_worker) as pool:
+    with ProcessPoolExecutor(num_workers, context, begin_worker) as pool:
         futures = [pool.submit(function, *job) for job in jobs]
         try:
             for future in as_completed(futures):
@@ -43,7 +43,7 @@ def run_jobs(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _begin_worker() -> None:
+def begin_worker() -> None:
     """Leaves Ctrl-C to the parent, and ends with it when it is killed, as a pool's workers do not by themselves."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()

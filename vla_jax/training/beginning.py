@@ -93,6 +93,7 @@ def begin(request: Request, dataset: PackedDataset, settings: Mapping[str, Any] 
             head=network.head.kind if network else request.model_type or "regression",
             fusion=network.fusion.strategy if network else fusion or "concat",
             noise_steps=request.diffusion_timesteps,
+            state=request.state_enabled and network is None,
         )
         if request.recipe in ("reference", "small_reference"):
             differs = unrestored(base.policy, table.spec, dataset)
@@ -104,6 +105,8 @@ def begin(request: Request, dataset: PackedDataset, settings: Mapping[str, Any] 
     _refuse_unless_equal("model-type", request.model_type, base.policy.head.kind)
     _refuse_unless_equal("fusion-strategy", fusion, base.policy.fusion.strategy)
     _refuse_unless_equal("diffusion-timesteps", request.diffusion_timesteps, base.policy.head.noise_steps)
+    if request.state_enabled and base.policy.state is None:
+        raise UserError("--state-enabled contradicts the given configuration, whose network reads no state")
     if misfits := base.policy.misfits(table.spec, dataset.spec):
         raise UserError(f"the configured network does not fit {dataset.path}: {'; '.join(misfits)}")
 

@@ -6,9 +6,10 @@ from typing import Any
 
 import jax
 
-from vla_jax.contracts.specs import DataSpec, FeatureSpec
+from vla_jax.contracts.specs import LAB_ANGLES, LAB_STATE, DataSpec, FeatureSpec
+from vla_jax.errors import UserError
 from vla_jax.heads.head_config import HeadConfig, head_config
-from vla_jax.models.config import FusionConfig, FusionStrategy, SensorEncoderConfig
+from vla_jax.models.config import FusionConfig, FusionStrategy, SensorEncoderConfig, StateEncoderConfig
 from vla_jax.policy.config import PolicyConfig
 from vla_jax.preprocessing.config import NormalisationConfig
 from vla_jax.training.config import OptimizerConfig, RecipeName, TrainConfig
@@ -31,15 +32,17 @@ def make_config(
     head: str,
     fusion: FusionStrategy,
     noise_steps: int | None = None,
+    state: bool = False,
 ) -> TrainConfig:
     """Returns a recipe's configuration for the sizes of features and data.
 
     Parameters stay float32; the full-size recipes compute in bfloat16 on accelerators, float32 on a CPU.
 
     head: its kind. noise_steps: of heads that denoise; None leaves the recipe's.
+    state: whether the policy reads the arm's own state, as `--state-enabled`.
 
     Raises:
-        UserError: there is no such head, or it has no noise schedule.
+        UserError: there is no such head, it has no noise schedule, or no state was recorded.
     """
     dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     sizes: dict[str, Any] = {"vl_dim": features.width, "vl_slots": features.num_slots}
@@ -49,7 +52,20 @@ def make_config(
     policy = config.policy.fitted(data)
     if noise_steps is not None:
         policy = dataclasses.replace(policy, head=policy.head.with_noise_steps(noise_steps))
+    if state:
+        policy = dataclasses.replace(policy, state=StateEncoderConfig(_state_columns(data)))
     return dataclasses.replace(config, policy=policy, recipe=recipe)
+
+
+def _state_columns(data: DataSpec) -> tuple[int, ...]:
+    """Returns what a policy reads of the arm's state: its angles; of an arm that is not the lab's, everything."""
+    if not data.state:
+        raise UserError(
+            "--state-enabled: the data hold actions only, no pose or joints that a policy could read"
+        )
+    if data.state != LAB_STATE:
+        return tuple(range(len(data.state)))
+    return tuple(data.state.index(name) for name in LAB_ANGLES)
 
 
 def _normalisation(head: type[HeadConfig]) -> NormalisationConfig:

@@ -32,6 +32,9 @@ class Request:
     """Steps of the noise schedule, for heads that have one; the recipe's by default."""
     sensor: bool = True
     """Whether the policy reads the sensor; --no-sensor is the same as --fusion-strategy none."""
+    state_enabled: bool = False
+    """Whether the policy reads the arm's own orientation (the lab's three angles; where the recorded state is another
+    arm's, all of it)."""
     epochs: Positive | None = None
     """Passes over the training samples, instead of --steps."""
     sched_on: Literal["step", "epoch"] = "step"

@@ -9,11 +9,12 @@ import jax
 import numpy as np
 import optax
 
+from vla_jax.contracts.specs import LAB_ANGLES, LAB_STATE
 from vla_jax.dataset.feature_table import FeatureTable
 from vla_jax.dataset.packed_dataset import PackedDataset
 from vla_jax.errors import UserError
 from vla_jax.policy.artifact import PolicyArtifact
-from vla_jax.preprocessing.normaliser import Normaliser, feature_moments, make_normaliser
+from vla_jax.preprocessing.normaliser import Normaliser, feature_moments, make_normaliser, state_moments
 from vla_jax.training.checkpoint import restore_training
 from vla_jax.training.config import TrainConfig
 from vla_jax.training.sharding import Mesh, replicated
@@ -93,7 +94,11 @@ def fit_normaliser(config: TrainConfig, dataset: PackedDataset, features: Featur
         records = np.random.default_rng(0).choice(records, MAX_MOMENT_RECORDS, replace=False)
     values, mask = features.gather(np.sort(records))
     moments = feature_moments(values, mask, per_slot=features.spec.has_fixed_slots)
-    return make_normaliser(config.normalisation, dataset.statistics, *moments)
+    state = None
+    if config.policy.state is not None:
+        is_angle = np.isin(dataset.spec.state, LAB_ANGLES) & (dataset.spec.state == LAB_STATE)
+        state = state_moments(dataset.ticks.pose[ticks], is_angle)
+    return make_normaliser(config.normalisation, dataset.statistics, *moments, state)
 
 
 def _everywhere(normaliser: Normaliser, mesh: Mesh) -> Normaliser:

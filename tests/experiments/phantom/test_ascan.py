@@ -106,9 +106,9 @@ def test_moving_sideways_replaces_the_speckle_but_not_the_interfaces():
 
 def test_recorded_values_are_logarithmic_with_a_noise_floor():
     power = np.full((200, NUM_BINS), 1e4, np.float32)
-    values = recorded_values(power, 1.0, 0.0, np.random.default_rng(0))
+    values = recorded_values(power, 1.0, 0.0, 2.2, np.random.default_rng(0))
     assert values.mean() == pytest.approx(FLOOR_VALUE + VALUE_PER_DB * 40, abs=0.5)
-    floor = recorded_values(np.zeros((200, NUM_BINS), np.float32), 1.0, 3.0, np.random.default_rng(0))
+    floor = recorded_values(np.zeros((200, NUM_BINS), np.float32), 1.0, 3.0, 2.2, np.random.default_rng(0))
     assert floor.mean() == pytest.approx(FLOOR_VALUE + 3.0, abs=0.5)
     assert 4 < floor.std() < 14
 
@@ -118,7 +118,7 @@ def test_recorded_values_stay_in_the_recorded_range_and_noise_is_fresh():
     rng = np.random.default_rng(1)
     rows = np.concatenate(
         [
-            recorded_values(model.power(np.full(65, tip), np.full(65, 2.0), 0.0), 1.05, 4.0, rng)
+            recorded_values(model.power(np.full(65, tip), np.full(65, 2.0), 0.0), 1.05, 4.0, 2.2, rng)
             for tip in (-8.0, -1.0, 1.0, 3.0, 5.5, 6.3)
         ]
     )

@@ -4,8 +4,13 @@ import numpy as np
 import pytest
 
 from experiments.phantom import PhantomEnvironment, PhantomSimulator, demonstrator_action
+from experiments.phantom.recorded_environment import RecordedPhantom
 from experiments.phantom.simulator import STEP_S
 from vla_jax.contracts.specs import LAB_ACTIONS
+from vla_jax.dataset.episode_packing import pack_episode
+from vla_jax.dataset.options import EpisodeOptions
+from vla_jax.dataset.packed_episode import load_packed
+from vla_jax.recordings.discovery import find_episodes
 
 STILL = np.array([0, 0, 0, 0, 0, 0, 1.0])
 
@@ -94,3 +99,30 @@ def test_readings_are_the_simulators_and_a_reset_forgets():
     assert len(environment.trace().tip_mm) == 1
     np.testing.assert_array_equal(first.sensor, again.sensor)
     assert environment.actions is LAB_ACTIONS
+
+
+def test_what_an_expert_would_do_is_told_beside_the_reading():
+    environment = blind()
+    reading = environment.reset(0)
+    np.testing.assert_array_equal(
+        reading.expert_action, demonstrator_action(environment.simulator.state, STEP_S)
+    )
+
+
+def test_what_a_policy_did_is_recorded_with_what_should_have_been_done(tmp_path):
+    """An arm that stands still learns nothing from its motion, and everything from the corrections."""
+    simulator = PhantomSimulator(image_size=28)
+    environment = RecordedPhantom(simulator, tmp_path / "recorded", "lazy")
+    expected = [environment.reset(7).expert_action]
+    for _ in range(12):
+        expected.append(environment.step(STILL).expert_action)
+    environment.outcome()
+    (folder,) = (tmp_path / "recorded").glob("*/lazy_*")
+    assert folder.name == "lazy_00000007"
+    (found,) = find_episodes([str(tmp_path / "recorded")])
+    findings = pack_episode(found, EpisodeOptions(), tmp_path / "packed", "digest")
+    assert [finding for finding in findings if finding.is_fault] == []
+    arrays = load_packed(tmp_path / "packed").arrays
+    np.testing.assert_allclose(arrays["delta"], expected[:12], atol=1e-6)
+    assert arrays["is_sample"].all()
+    np.testing.assert_allclose(arrays["pose"][0], arrays["pose"][-1], atol=0.2)

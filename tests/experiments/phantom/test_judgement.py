@@ -14,7 +14,9 @@ def trace(depths, lateral=0.0, forces=None):
     """A path straight down, `lateral` mm beside the marker."""
     depths = np.asarray(depths, float)
     tip = np.stack([np.broadcast_to(lateral, depths.shape), np.zeros_like(depths), depths], axis=1)
-    return InsertionTrace(tip, np.zeros(len(depths)) if forces is None else np.asarray(forces), STOP, 0.1)
+    return InsertionTrace(
+        tip, tip, np.zeros(len(depths)) if forces is None else np.asarray(forces), STOP, 0.1
+    )
 
 
 def path(*stations, hold=1.0):
@@ -74,7 +76,7 @@ def test_moving_sideways_is_not_standing_still():
 
 def test_where_it_enters_is_found_between_ticks():
     tip = np.array([[1.0, 0.0, -0.3], [0.2, 0.0, 0.1], [0.0, 0.0, 1.0]])
-    outcome = judge(InsertionTrace(tip, np.zeros(3), STOP, 0.1))
+    outcome = judge(InsertionTrace(tip, tip, np.zeros(3), STOP, 0.1))
     assert outcome.measures["lateral_um"] == pytest.approx(400)
 
 

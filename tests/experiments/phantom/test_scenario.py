@@ -42,6 +42,13 @@ def test_what_the_cameras_see_says_nothing_about_the_layers(scenarios):
     assert abs(both[-1, -2]) < 0.1
 
 
+def test_the_tilt_cannot_be_told_from_where_the_marker_is(scenarios):
+    tilts = np.array([scenario.start_pose[3:] for scenario in scenarios])
+    offsets = np.array([scenario.lateral_offset_mm for scenario in scenarios])
+    assert np.abs(np.corrcoef(np.hstack([tilts, offsets]).T)[:3, 3:]).max() < 0.1
+    assert (tilts.std(axis=0) > 2).all()
+
+
 def test_names_follow_the_marker_and_json_holds_the_truth(scenarios):
     scenario = scenarios[0]
     assert scenario.task == f"{scenario.marker}_point"

@@ -1,5 +1,7 @@
 """A world, its pictures and a policy that vla_jax has never heard of go through the closed loop."""
 
+import os
+import signal
 from collections import defaultdict
 from dataclasses import replace
 
@@ -10,7 +12,10 @@ import pytest
 from tests.vla_jax.policy.policies import CHANNELS, ROWS, SLOTS, WIDTH, tiny_policy
 from vla_jax.contracts.environment import Outcome, Reading
 from vla_jax.contracts.specs import LAB_ACTIONS, ActionSpec, FeatureSpec
-from vla_jax.evaluation.closed_loop import RolloutSettings, roll_out
+from vla_jax.errors import UserError
+from vla_jax.evaluation.closed_loop import Inputs, RolloutSettings, roll_out
+from vla_jax.evaluation.environments import LocalEnvironments, environment_processes
+from vla_jax.policy.chunk_execution import Execution
 
 GOAL = 1.0
 HORIZON = 3
@@ -64,10 +69,11 @@ class BrightnessEncoder:
     def __init__(self):
         self.num_calls = 0
 
-    def encode(self, prompt, images):
-        assert prompt == "go"
+    def encode_batch(self, observations):
+        assert {prompt for prompt, _ in observations} == {"go"}
         self.num_calls += 1
-        return np.array([[(images["eye"].mean() - 100) / 50]], np.float32), np.ones(1, bool)
+        seen = [(images["eye"].mean() - 100) / 50 if images else np.nan for _, images in observations]
+        return np.array(seen, np.float32)[:, None, None], np.ones((len(seen), 1), bool)
 
 
 def by_sensor(vl, vl_mask, sensor, has_sensor, key):
@@ -90,10 +96,11 @@ def noisy(vl, vl_mask, sensor, has_sensor, key):
     return by_sensor(vl, vl_mask, sensor, has_sensor, key) + 0.02 * np.asarray(noise)
 
 
-def run(predict, environments=1, seeds=(0,), encoder=None, **settings):
+def run(predict, environments=1, seeds=(0,), encoder=None, inputs=None, execution=None, **settings):
     worlds = environments if isinstance(environments, list) else [Integrator() for _ in range(environments)]
-    settings = RolloutSettings(**{"max_ticks": 40} | settings)
-    return list(roll_out(predict, encoder or BrightnessEncoder(), worlds, seeds, settings, jax.random.key(3)))
+    settings = RolloutSettings(execution or Execution(), **{"max_ticks": 40} | settings)
+    encoder, worlds = encoder or BrightnessEncoder(), LocalEnvironments(worlds)
+    return list(roll_out(predict, encoder, worlds, seeds, settings, jax.random.key(3), inputs or Inputs()))
 
 
 def test_a_policy_reaches_the_goal_and_the_world_says_so():
@@ -119,12 +126,21 @@ def test_a_policy_that_does_nothing_fails_after_the_largest_number_of_ticks():
 
 
 def test_the_first_actions_of_a_chunk_are_executed_before_the_next_prediction():
-    (rollout,) = run(by_sensor, execute=2, max_ticks=7)
+    (rollout,) = run(by_sensor, execution=Execution(execute=2), max_ticks=7)
     np.testing.assert_array_equal(rollout.decision_tick, [0, 2, 4, 6])
     expected = [chunk[i] for chunk in rollout.chunks for i in range(2)][:7]
     np.testing.assert_array_equal(rollout.actions, expected)
-    (whole,) = run(by_sensor, execute=10, max_ticks=7)
+    (whole,) = run(by_sensor, execution=Execution(execute=3), max_ticks=7)
     np.testing.assert_array_equal(whole.decision_tick, [0, 3, 6])
+    with pytest.raises(ValueError, match="need a horizon of 4"):
+        run(by_sensor, execution=Execution(execute=3, latency=1))
+
+
+def test_late_actions_are_those_of_the_tick_at_which_they_are_executed():
+    (rollout,) = run(by_sensor, execution=Execution(execute=1, latency=2), max_ticks=7)
+    # Until the first chunk is there the cart stands.
+    np.testing.assert_array_equal(rollout.actions[:2], 0.0)
+    np.testing.assert_array_equal(rollout.actions[2:], rollout.chunks[:5, 2])
 
 
 def test_features_stay_until_they_are_refreshed_from_the_newest_pictures():
@@ -142,6 +158,31 @@ def test_features_stay_until_they_are_refreshed_from_the_newest_pictures():
     np.testing.assert_allclose(seen, places, atol=0.011)
 
 
+def test_late_features_are_those_of_older_pictures():
+    seen = []
+
+    def noting(vl, *others, **named):
+        seen.append(vl[0, 0, 0])
+        return np.full((1, HORIZON, 1), 0.02)
+
+    (rollout,) = run(noting, refresh_ticks=2, feature_latency=3, max_ticks=9)
+    # The arm waits for the first; those of tick 2 are there at tick 5, those of tick 4 at tick 7.
+    np.testing.assert_allclose(rollout.image_time_s, [0, 0, 0, 0, 0, 0.2, 0.2, 0.4, 0.4])
+    np.testing.assert_allclose(seen, rollout.pose[[0, 0, 0, 0, 0, 2, 2, 4, 4], 0], atol=0.011)
+
+
+def test_what_is_lost_for_a_while_is_missing_then():
+    given = []
+
+    def noting(vl, vl_mask, sensor, has_sensor, key):
+        given.append((has_sensor[0], np.isnan(vl[0, 0, 0])))
+        return np.zeros((1, HORIZON, 1))
+
+    run(noting, refresh_ticks=1, max_ticks=6, sensor_lost=(0.1, 0.3), views_lost=(0.4, 9.0))
+    assert [has_sensor for has_sensor, _ in given] == [True, False, False, True, True, True]
+    assert [unseen for _, unseen in given] == [False, False, False, False, True, True]
+
+
 def test_stale_features_make_a_policy_that_only_sees_overshoot():
     (seeing,) = run(by_sight, refresh_ticks=10)
     (feeling,) = run(by_sensor, refresh_ticks=10)
@@ -156,7 +197,7 @@ def test_the_newest_rows_of_the_sensor_are_given_and_its_absence_is_told():
         shapes.append((None if sensor is None else sensor.shape, has_sensor.tolist()))
         return np.zeros((len(vl), HORIZON, 1))
 
-    run(noting, sensor_rows=2, max_ticks=1)
+    run(noting, inputs=Inputs(sensor_rows=2), max_ticks=1)
     run(noting, [Integrator(has_sensor=False)], max_ticks=1)
     run(noting, [Integrator(), Integrator(has_sensor=False)], seeds=(0, 1), max_ticks=1)
     assert shapes[:2] == [((1, 2, 1), [True]), (None, [False])]
@@ -184,7 +225,7 @@ def test_an_episode_does_not_depend_on_what_runs_beside_it(num_environments):
 
 
 def test_every_decision_has_noise_of_its_own():
-    (rollout,) = run(noisy, max_ticks=6, execute=1)
+    (rollout,) = run(noisy, max_ticks=6)
     straight = by_sensor(None, None, rollout.pose[:-1, None].astype(np.float32), None, None)
     noise = (rollout.chunks - straight).ravel()
     assert len(np.unique(noise.round(9))) == noise.size
@@ -197,12 +238,60 @@ def test_an_anchored_policy_is_given_the_previous_action():
         given.append(z_chunk)
         return z_chunk + 0.01
 
-    (rollout,) = run(noting, anchored=True, max_ticks=3)
+    (rollout,) = run(noting, inputs=Inputs(anchored=True), max_ticks=3)
     assert given[0].shape == (1, HORIZON, 1)
     np.testing.assert_allclose(
         [chunk[0, :, 0] for chunk in given], np.array([[0.0], [0.01], [0.02]]) * np.ones(3)
     )
     np.testing.assert_allclose(rollout.actions[:, 0], [0.01, 0.02, 0.03])
+
+
+def test_a_policy_that_reads_the_state_is_given_the_pose_of_the_tick():
+    given = []
+
+    def noting(vl, vl_mask, sensor, has_sensor, key, state):
+        given.append(state)
+        return np.full((1, HORIZON, 1), 0.02)
+
+    (rollout,) = run(noting, inputs=Inputs(state=True), max_ticks=4)
+    np.testing.assert_array_equal(np.concatenate(given), rollout.pose[:-1])
+
+
+def test_environments_in_processes_give_the_same_episodes():
+    settings, seeds = RolloutSettings(max_ticks=40), [5, 3, 8, 1, 2]
+
+    def episodes(environments):
+        found = roll_out(noisy, BrightnessEncoder(), environments, seeds, settings, jax.random.key(3))
+        return {rollout.seed: rollout for rollout in found}
+
+    here = episodes(LocalEnvironments([Integrator() for _ in range(3)]))
+    with environment_processes(Integrator, 3, 2) as environments:
+        there = episodes(environments)
+    assert list(here) == list(there)
+    for seed in seeds:
+        np.testing.assert_array_equal(here[seed].actions, there[seed].actions)
+        assert here[seed].outcome == there[seed].outcome
+
+
+class Broken(Integrator):
+    def step(self, action):
+        raise ArithmeticError("the cart is off its rails")
+
+
+class Killed(Integrator):
+    def step(self, action):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_process_that_fails_says_why_and_one_that_is_killed_what_to_do():
+    with environment_processes(Broken, 2, 2) as environments:
+        environments.reset({0: 1, 1: 2})
+        with pytest.raises(RuntimeError, match="the cart is off its rails"):
+            environments.step({0: np.zeros(1)})
+    with environment_processes(Killed, 2, 2) as environments:
+        environments.reset({0: 1, 1: 2})
+        with pytest.raises(UserError, match="was killed"):
+            environments.step({0: np.zeros(1)})
 
 
 def test_finished_episodes_are_there_before_the_others_end():
@@ -218,7 +307,12 @@ def test_finished_episodes_are_there_before_the_others_end():
             return super().step(action)
 
     rollouts = roll_out(
-        by_sensor, BrightnessEncoder(), [Counted()], range(3), RolloutSettings(), jax.random.key(0)
+        by_sensor,
+        BrightnessEncoder(),
+        LocalEnvironments([Counted()]),
+        range(3),
+        RolloutSettings(refresh_ticks=1),
+        jax.random.key(0),
     )
     first = next(rollouts)
     assert first.outcome.success
@@ -249,28 +343,43 @@ class Arm:
 class ConstantEncoder:
     spec = FeatureSpec(SLOTS, WIDTH)
 
-    def encode(self, prompt, images):
-        return np.linspace(0, 1, SLOTS * WIDTH, dtype=np.float32).reshape(SLOTS, WIDTH), np.arange(SLOTS) > 0
+    def encode_batch(self, observations):
+        vl = np.linspace(0, 1, SLOTS * WIDTH, dtype=np.float32).reshape(SLOTS, WIDTH)
+        return np.stack([vl] * len(observations)), np.stack([np.arange(SLOTS) > 0] * len(observations))
 
 
 def test_a_real_policy_acts_with_its_own_noise():
     policy = tiny_policy("diffusion")
     key = jax.random.key(3)
-    settings = RolloutSettings(max_ticks=3, sensor_rows=ROWS)
-    rollouts = roll_out(policy.predict, ConstantEncoder(), [Arm(), Arm()], [4, 9], settings, key)
+    settings, inputs, worlds = (
+        RolloutSettings(max_ticks=3),
+        Inputs.of(policy),
+        LocalEnvironments([Arm(), Arm()]),
+    )
+    assert inputs == Inputs(sensor_rows=ROWS)
+    rollouts = roll_out(policy.predict, ConstantEncoder(), worlds, [4, 9], settings, key, inputs)
     for rollout in rollouts:
         world = Arm()
         readings = [world.reset(rollout.seed), world.step(None), world.step(None)]
-        vl, vl_mask = ConstantEncoder().encode("go", {})
+        vl, vl_mask = ConstantEncoder().encode_batch([("go", {})])
         for tick, reading in enumerate(readings):
             row_key = jax.random.fold_in(jax.random.fold_in(key, rollout.seed), tick)
             expected = policy.predict(
-                vl[None], vl_mask[None], reading.sensor[None, -ROWS:], np.ones(1, bool), row_key[None]
+                vl, vl_mask, reading.sensor[None, -ROWS:], np.ones(1, bool), row_key[None]
             )
             np.testing.assert_allclose(rollout.chunks[tick], expected[0], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["execute", "refresh_ticks", "max_ticks"])
-def test_impossible_settings_are_refused(name):
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("refresh_ticks", 0),
+        ("max_ticks", 0),
+        ("feature_latency", -1),
+        ("sensor_lost", (2, 1)),
+        ("views_lost", (-1, 1)),
+    ],
+)
+def test_impossible_settings_are_refused(name, value):
     with pytest.raises(ValueError, match=name):
-        replace(RolloutSettings(), **{name: 0})
+        replace(RolloutSettings(), **{name: value})

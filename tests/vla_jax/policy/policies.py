@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from vla_jax.contracts.specs import LAB_ACTIONS, DataSpec, FeatureSpec, SensorSpec
+from vla_jax.contracts.specs import LAB_ACTIONS, LAB_STATE, DataSpec, FeatureSpec, SensorSpec
 from vla_jax.heads.diffusion import DiffusionConfig
 from vla_jax.heads.regression import RegressionConfig
 from vla_jax.models.config import FusionConfig, SensorEncoderConfig
@@ -20,7 +20,12 @@ from vla_jax.policy.network import abstract_network
 from vla_jax.preprocessing.normaliser import NormalisationConfig, Normaliser
 
 SLOTS, WIDTH, ROWS, CHANNELS = 3, 8, 13, 5
-DATA = DataSpec(LAB_ACTIONS, views=("View1",), sensor=SensorSpec(CHANNELS, ROWS))
+DATA = DataSpec(LAB_ACTIONS, views=("View1",), sensor=SensorSpec(CHANNELS, ROWS), state=LAB_STATE)
+STATE_SCALING = {
+    "state_offset": jnp.array([190.0, 0.0, 60.0, 0.0, 0.0, 0.0]),
+    "state_scale": jnp.full(6, 3.0),
+    "state_period": jnp.array([np.inf] * 3 + [360.0] * 3),
+}
 SIZES = {"hidden_dim": 16, "num_layers": 1, "num_heads": 2}
 HEADS = {
     "regression": RegressionConfig(**SIZES),
@@ -66,6 +71,7 @@ def loaded_policy(config, *, seed=0, per_slot=True, data=DATA):
         ascan_scale=jnp.float32(30.0),
         feature_offset=jnp.asarray(rng.normal(size=(slots, config.vl_dim)), jnp.float32),
         feature_scale=jnp.full((slots, config.vl_dim), 1.5, jnp.float32),
+        **STATE_SCALING if config.state is not None else {},
     )
     metadata = PolicyMetadata(
         network=config,

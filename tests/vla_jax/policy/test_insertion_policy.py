@@ -8,6 +8,7 @@ import pytest
 from tests.vla_jax.policy.policies import CHANNELS, DATA, ROWS, SLOTS, WIDTH, observations, tiny_policy
 from vla_jax.contracts.observation import Observation
 from vla_jax.errors import UserError
+from vla_jax.models.config import StateEncoderConfig
 from vla_jax.policy.insertion_policy import InsertionPolicy
 from vla_jax.policy.network import PolicyNetwork
 
@@ -278,3 +279,42 @@ def test_differences_name_everything_that_does_not_fit(regression):
     assert [fault.split(" is ")[0] for fault in faults] == ["views", "sensor window", "feature width"]
     blind = tiny_policy(fusion="none")
     assert blind.differences(replace(data, sensor=replace(data.sensor, window=7)), features) == []
+
+
+@pytest.fixture(scope="module")
+def proprioceptive():
+    return tiny_policy(state=StateEncoderConfig(columns=(3, 4, 5), hidden_dim=8))
+
+
+def test_the_state_is_read_where_the_policy_reads_it(proprioceptive, regression):
+    inputs = observations(3)
+    state = np.tile(np.array([190.0, 0.0, 65.0, 1.0, -2.0, 3.0], np.float32), (3, 1))
+    acted = proprioceptive.predict(**inputs, state=state)
+    moved, turned, tilted = (state + np.array(change, np.float32) for change in (
+        [5, 5, 5, 0, 0, 0], [0, 0, 0, 360, 0, -360], [0, 0, 0, 0, 2, 0]
+    ))  # fmt: skip
+    np.testing.assert_array_equal(proprioceptive.predict(**inputs, state=moved), acted)
+    np.testing.assert_allclose(proprioceptive.predict(**inputs, state=turned), acted, atol=1e-4)
+    assert np.abs(proprioceptive.predict(**inputs, state=tilted) - acted).max() > 1e-2
+    # What a policy does not read may be there all the same.
+    np.testing.assert_array_equal(regression.predict(**inputs, state=state), regression.predict(**inputs))
+    assert proprioceptive.state_values == ("a", "b", "r")
+    assert regression.state_values == ()
+
+
+def test_a_state_that_is_missing_of_another_arm_or_not_finite_is_refused(proprioceptive):
+    inputs = observations(2)
+    with pytest.raises(ValueError, match="reads the arm's a, b, r"):
+        proprioceptive.predict(**inputs)
+    with pytest.raises(ValueError, match=r"state has shape \(2, 7\), expected \(2, 6\)"):
+        proprioceptive.predict(**inputs, state=np.zeros((2, 7)))
+    with pytest.raises(ValueError, match="because state is not"):
+        proprioceptive.predict(**inputs, state=np.full((2, 6), np.nan))
+    proprioceptive.infer(proprioceptive.example(2))
+
+
+def test_another_arm_s_state_is_a_difference_for_a_policy_that_reads_it(proprioceptive, regression):
+    joints = replace(DATA, state=tuple(f"joint_{i}" for i in range(6)))
+    (fault,) = proprioceptive.differences(joints, proprioceptive.features)
+    assert fault.startswith("the arm's state is joint_0")
+    assert regression.differences(joints, regression.features) == []

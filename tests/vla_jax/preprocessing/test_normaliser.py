@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vla_jax.preprocessing.config import NormalisationConfig
-from vla_jax.preprocessing.normaliser import feature_moments, make_normaliser
+from vla_jax.preprocessing.normaliser import feature_moments, make_normaliser, state_moments
 
 
 def statistics_of(actions, windows):
@@ -122,3 +122,32 @@ def test_moments_of_tokens_are_shared_and_an_absent_slot_is_harmless():
     mean, std = feature_moments(features, mask, per_slot=True)
     np.testing.assert_array_equal(mean[2], 0.0)
     np.testing.assert_array_equal(std[2], 1.0)
+
+
+def test_states_are_scaled_and_an_angle_a_turn_away_is_the_same():
+    rng = np.random.default_rng(0)
+    # An angle that lies around ±180 degrees, and one that goes through several turns.
+    state = np.stack([rng.normal(190, 2, 500), rng.normal(180, 3, 500) % 360 - 180, rng.normal(5, 4, 500)], 1)
+    state[:, 1] = np.where(state[:, 1] > 180, state[:, 1] - 360, state[:, 1])
+    is_angle = np.array([False, True, True])
+    moments = state_moments(state, is_angle)
+    normaliser = make_normaliser(
+        NormalisationConfig(),
+        {"actions": SimpleNamespace(mean=np.zeros(7), std=np.ones(7))},
+        np.zeros((1, 4)),
+        np.ones((1, 4)),
+        moments,
+    )
+    there = np.asarray(normaliser.normalise_state(jnp.asarray(state, jnp.float32)))
+    np.testing.assert_allclose(there.mean(axis=0), 0, atol=0.02)
+    np.testing.assert_allclose(there.std(axis=0), 1, atol=0.02)
+    turned = np.asarray(
+        normaliser.normalise_state(jnp.asarray(state + np.array([0, 360, -720]), jnp.float32))
+    )
+    np.testing.assert_allclose(turned, there, atol=1e-3)
+    assert np.abs(normaliser.normalise_state(state[:1] + np.array([4, 0, 0]))[0, 0] - there[0, 0]) > 1.5
+
+
+def test_a_state_that_never_changes_is_its_distance():
+    moments = state_moments(np.full((9, 1), 30.0), np.array([True]))
+    np.testing.assert_allclose([moments.offset[0], moments.scale[0]], [30, 1])

@@ -364,3 +364,40 @@ def test_a_fingerprint_tells_names_sizes_and_times(episode, monkeypatch):
     # A folder that cannot be listed is left to the reader to complain about.
     monkeypatch.setattr(os, "scandir", refuse)
     assert WindowsReader().fingerprint(episode) not in digests
+
+
+def write_corrections(episode, rows, header="recv_timestamp,dx,dy,dz,da,db,dr,gripper"):
+    lines = [header, *(",".join(f"{value:.6f}" for value in row) for row in rows)]
+    (episode / "corrections.csv").write_text("\n".join(lines) + "\n")
+
+
+def test_corrections_are_the_actions_to_learn_and_other_ticks_are_no_samples(episode, tmp_path):
+    pack = tmp_path / "plain"
+    assert faults_of(episode, pack) == []
+    plain = load_packed(pack).arrays
+    corrected = [0, 3, 4]
+    write_corrections(episode, [[START + tick / 10 + 0.02, *range(tick, tick + 7)] for tick in corrected])
+    assert faults_of(episode, tmp_path / "corrected") == []
+    arrays = load_packed(tmp_path / "corrected").arrays
+    np.testing.assert_array_equal(np.flatnonzero(arrays["is_sample"]), corrected)
+    for tick in corrected:
+        np.testing.assert_array_equal(arrays["delta"][tick], np.arange(tick, tick + 7))
+    others = np.setdiff1d(np.arange(len(plain["delta"])), corrected)
+    np.testing.assert_array_equal(arrays["delta"][others], plain["delta"][others])
+    np.testing.assert_array_equal(arrays["pose"], plain["pose"])
+
+
+@pytest.mark.parametrize(
+    ("rows", "header", "fault"),
+    [
+        ([[START, *[0.0] * 6]], "recv_timestamp,dx,dy,dz,da,db,dr", "column(s) gripper are missing"),
+        ([[START + 0.05, *[0.0] * 7]], None, "0.05 s from the nearest control tick"),
+        ([[START + 9, *[0.0] * 7]], None, "from the nearest control tick"),
+        ([[START, np.nan, *[0.0] * 6]], None, "dx is nan in row 1"),
+        ([[START + 0.1, *[0.0] * 7], [START, *[0.0] * 7]], None, "corrections.csv"),
+    ],
+)
+def test_corrections_that_fit_no_tick_are_faults(rows, header, fault, episode, tmp_path):
+    write_corrections(episode, rows, **({"header": header} if header else {}))
+    (found,) = faults_of(episode, tmp_path / "packed")
+    assert fault in found

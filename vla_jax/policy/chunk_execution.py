@@ -1,0 +1,70 @@
+"""From predicted chunks to the action of a tick: the same on a robot and in a simulated closed loop."""
+
+from collections import deque
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How chunks are executed. Times are counted in control ticks, not in seconds that somebody estimated."""
+
+    execute: int = 1
+    """Actions of a chunk that are executed before the next prediction (receding horizon)."""
+    latency: int = 0
+    """Ticks from what a chunk was predicted on until its actions can be sent; those of them that lie before are past
+    by then, and left out."""
+    ensemble: float | None = None
+    """Temporal ensembling (Zhao et al., "Learning fine-grained bimanual manipulation with low-cost hardware", RSS
+    2023): the mean of what all chunks have for a tick, weighted by exp(−ensemble · i) with i = 0 for the oldest. None:
+    the newest chunk alone."""
+
+    def __post_init__(self) -> None:
+        if self.execute < 1:
+            raise ValueError(f"execute must be at least 1, not {self.execute}")
+        if self.latency < 0:
+            raise ValueError(f"latency must not be negative, not {self.latency}")
+
+    def check_horizon(self, horizon: int) -> None:
+        """Raises ValueError where chunks are used up before the next one can be sent."""
+        if self.execute + self.latency > horizon:
+            raise ValueError(
+                f"{self.execute} actions of each chunk, {self.latency} ticks late, need a horizon of "
+                f"{self.execute + self.latency}; the policy's is {horizon}"
+            )
+
+
+class ChunkQueue:
+    """The chunks of one episode, and the action that they give at each tick.
+
+    hold: what is sent while there is none yet.
+    """
+
+    def __init__(self, execution: Execution, hold: Float[np.ndarray, " a"]) -> None:
+        self._execution = execution
+        self._hold = hold
+        self._chunks: deque[tuple[int, np.ndarray]] = deque()
+
+    def needs_chunk(self, tick: int) -> bool:
+        """Whether the policy is to predict on what is known at this tick."""
+        return tick % self._execution.execute == 0
+
+    def add(self, tick: int, chunk: Float[np.ndarray, "h a"]) -> None:
+        """Takes what was predicted on what was known at a tick: the actions from that tick on."""
+        self._chunks.append((tick, chunk))
+
+    def action(self, tick: int) -> Float[np.ndarray, " a"]:
+        """Returns the action to execute from this tick to the next."""
+        while self._chunks and tick - self._chunks[0][0] >= len(self._chunks[0][1]):
+            self._chunks.popleft()
+        ready = [
+            chunk[tick - begun] for begun, chunk in self._chunks if begun + self._execution.latency <= tick
+        ]
+        if not ready:
+            return self._hold
+        if self._execution.ensemble is None:
+            return ready[-1]
+        weights = np.exp(-self._execution.ensemble * np.arange(len(ready)))
+        return (weights @ np.stack(ready) / weights.sum()).astype(ready[-1].dtype)
