@@ -10,36 +10,24 @@ from typing import Annotated, Any
 
 import tyro
 
-Groups = Mapping[str, Mapping[str, str]]
-"""Title of a group of options → option → dotted name of the field that it sets, for instance "lr" → "optimizer.lr"."""
 
+def options_for(config: type, names: Mapping[str, str], *, default: str) -> type:
+    """Makes a dataclass of options that set fields of a configuration; each is None where it is not given.
 
-def options_for(config: type, groups: Groups, *, default: str) -> type:
-    """Makes a dataclass of options that set fields of a configuration, a dataclass in it for each group; each option is
-    None where it is not given.
-
+    names: option → dotted name of the field in `config`, for instance "lr" → "optimizer.lr".
     default: what help says of the value that stays, for instance "the recipe's".
     """
-    parts = []
-    for title, names in groups.items():
-        entries = []
-        for option, name in names.items():
-            kind, text = described(config, name)
-            helped = tyro.conf.arg(help=text, help_behavior_hint=f"(default: {default})")
-            entries.append((option, Annotated[kind | None, helped], None))
-        group = dataclasses.make_dataclass("Group", entries, frozen=True)
-        titled = Annotated[group, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name=title)]
-        parts.append((title.replace(" ", "_"), titled, dataclasses.field(default_factory=group)))
-    return dataclasses.make_dataclass("Options", parts, frozen=True)
+    entries = []
+    for option, name in names.items():
+        kind, text = described(config, name)
+        helped = tyro.conf.arg(help=text, help_behavior_hint=f"(default: {default})")
+        entries.append((option, Annotated[kind | None, helped], None))
+    return dataclasses.make_dataclass("Options", entries, frozen=True)
 
 
-def given(options: Any, groups: Groups) -> dict[str, Any]:
+def given(options: Any, names: Mapping[str, str]) -> dict[str, Any]:
     """Returns the values of the options that were given, under their fields' dotted names."""
-    values = {
-        name: getattr(getattr(options, title.replace(" ", "_")), option)
-        for title, names in groups.items()
-        for option, name in names.items()
-    }
+    values = {name: getattr(options, option) for option, name in names.items()}
     return {name: value for name, value in values.items() if value is not None}
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from experiments import cli
-from experiments.config_options import given, options_for
+from experiments.option_groups import given_in_groups, grouped_options
 from vla_jax.training.config import FeedMode, TrainConfig
 from vla_jax.training.request import Request
 
@@ -55,7 +55,7 @@ SETTINGS = {
     },
 }
 """Group of options in help → option → the field of `TrainConfig` that it sets."""
-SettingOptions = options_for(TrainConfig, SETTINGS, default="the recipe's")
+SettingOptions = grouped_options(TrainConfig, SETTINGS, default="the recipe's")
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def main(arguments: Arguments) -> None:
         join_processes(running.coordinator, running.num_processes, running.process_id)
     refuse_silent_cpu()
     dataset = open_dataset(arguments.data)
-    beginning = begin(request, dataset, given(arguments.settings, SETTINGS))
+    beginning = begin(request, dataset, given_in_groups(arguments.settings, SETTINGS))
     config, features = beginning.config, beginning.features
     mesh = make_mesh(running.devices, running.fsdp)
     console = make_console(stderr=True, quiet=not is_main_process())
