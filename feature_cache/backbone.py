@@ -219,10 +219,10 @@ def check_device(device: str | None) -> None:
     Raises:
         UserError: there is no such device.
     """
-    import torch
-
     if device is None:
         return
+    import torch
+
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:

@@ -5,7 +5,7 @@ import numpy as np
 from vla_jax.recordings.findings import EpisodeError
 
 # Nominal and measured rates of one recording differ by less.
-LARGEST_RATIO = 2.0
+LARGEST_RATIO = 3.0
 # Numbers below are counts or seconds since a beginning, not unix times.
 EARLIEST_UNIX_TIME = 1e8
 

@@ -50,13 +50,13 @@ class WindowsReader(EpisodeReader):
         with recording.collecting():
             recording.segments = _segments(metadata)
         with recording.collecting():
-            recording.rate_hz = _number(metadata, "robot_hz") or recording.rate_hz
+            declared = _number(metadata, "robot_hz")
+            recording.rate_hz = declared or recording.rate_hz
             states = _robot_states(episode, metadata)
             if states is not None:
                 recording.times, recording.state = states
-                if len(recording.times) > 1 and metadata.get("robot_hz") is not None:
-                    measured = float(1.0 / np.median(np.diff(recording.times)))
-                    check_rate("robot_hz", recording.rate_hz, measured)
+                if declared and len(recording.times) > 1:
+                    check_rate("robot_hz", declared, float(1.0 / np.median(np.diff(recording.times))))
         with recording.collecting():
             recording.corrections = _corrections(episode)
         with recording.collecting():
