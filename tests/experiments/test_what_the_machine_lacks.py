@@ -72,7 +72,18 @@ def test_a_missing_package_is_said_before_anything_is_done(command, module, tmp_
         "tiny_backbone": [str(tmp_path / "b")],
         "demo": ["--out", str(tmp_path / "demo")],
     }[command]
-    script = f"import sys; sys.modules[{module!r}] = None; sys.argv[1:] = {[command, *words]!r}\n"
+    script = f"""
+import sys
+
+class Missing:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name == {module!r}:
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Missing)
+sys.argv[1:] = {[command, *words]!r}
+"""
     done = subprocess.run(
         [sys.executable, "-c", script + "from experiments.commands import main; main()"],
         cwd=REPOSITORY,

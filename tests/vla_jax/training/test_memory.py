@@ -41,7 +41,7 @@ def test_a_batch_is_counted_by_its_samples(workspace, monkeypatch):
 
 def test_a_network_is_counted_with_its_average_and_moments(workspace, monkeypatch):
     policy = policy_config(workspace)
-    sensor = dataclasses.replace(policy.sensor, output_dim=1_000_000)
+    sensor = dataclasses.replace(policy.sensor, output_dim=4000)
     config = TrainConfig(policy=dataclasses.replace(policy, sensor=sensor))
     monkeypatch.setattr(memory, "host_memory", lambda: 100_000_000)
     with pytest.raises(
