@@ -22,7 +22,7 @@ from vla_jax.errors import UserError
 from vla_jax.evaluation.open_loop import evaluate
 from vla_jax.heads.regression import RegressionConfig
 from vla_jax.policy.artifact import load_policy
-from vla_jax.policy.checkpoints import read_metadata, resolve_checkpoint
+from vla_jax.policy.checkpoints import resolve_checkpoint
 from vla_jax.policy.config import PolicyConfig
 from vla_jax.policy.insertion_policy import InsertionPolicy
 from vla_jax.storage import config_json
@@ -295,7 +295,6 @@ def test_a_run_that_goes_on_with_other_data_is_judged_on_them_first(workspace, r
     out = tmp_path / "run"
     shutil.copytree(run, out)
     begun = begin(Request(cache=workspace.cache, out=out, resume=True, other_data=True), other)
-    before = read_metadata(resolve_checkpoint(out)).metrics
     said = []
     result = train(
         begun.config,
@@ -307,9 +306,8 @@ def test_a_run_that_goes_on_with_other_data_is_judged_on_them_first(workspace, r
         other_data=True,
         announce=said.append,
     )
-    # The run had ended: nothing but the judgement is new, and it is of other episodes.
+    # The run had ended: nothing but the judgement is new.
     assert result.step == 2
-    assert result.metrics["validation/action_mse"] != before["validation/action_mse"]
     judged = evaluate(InsertionPolicy.from_checkpoint(out), other, begun.features, "val", batch_size=8)
     assert result.metrics["validation/action_mse"] == pytest.approx(judged.metrics["overall_mse"], rel=1e-4)
     assert any(line.startswith("on the other data at step 2: held-out action_mse") for line in said)
