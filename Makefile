@@ -9,6 +9,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 EXTRAS := export,dev$(if $(EXTRA),$(comma)$(EXTRA))
 comma := ,
+# .venv stays as long as its Python is new enough, and the one that was named (make PYTHON=python3.12).
+NAMED := $(if $(filter file,$(origin PYTHON)),,$(PYTHON))
+IS_NEW := import sys; sys.exit(sys.version_info < (3, 11))
+IS_THE_NAMED_ONE = { test -z "$(NAMED)" || test "`$(NAMED) -V`" = "`$(BIN)/python -V`"; }
+REFUSE_OLD := import sys; v = sys.version_info[:2]; sys.exit(v < (3, 11) and \
+  'error: $(PYTHON) is Python %d.%d, and 3.11 or newer is needed: make PYTHON=python3.11, for instance' % v)
 STAMP := $(VENV)/installed-$(subst $(comma),-,$(EXTRAS))
 # Pinned versions for the CPU; a CUDA build of JAX chooses its own.
 CONSTRAINTS := $(if $(EXTRA),,-c constraints.txt)
@@ -22,7 +28,8 @@ PYTEST_WORKERS := -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorde
 install: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -c "$(IS_NEW)" 2>/dev/null && $(IS_THE_NAMED_ONE) || { \
+	  $(PYTHON) -c "$(REFUSE_OLD)" && rm -rf $(VENV) && $(PYTHON) -m venv $(VENV); }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS) -e ".[$(EXTRAS)]"
 	touch $@
 

@@ -1,6 +1,7 @@
 """Looks after a feature cache: `python -m experiments.cache stats|verify|gc|merge|import CACHE …`."""
 
 import dataclasses
+import sys
 import time
 from pathlib import Path
 from typing import Annotated
@@ -9,10 +10,18 @@ from rich.table import Table
 from tyro.conf import Positional, arg, subcommand
 
 from experiments import cli
-from experiments.console import make_console
+from experiments.console import make_console, print_table
 from experiments.data import open_dataset
-from feature_cache.maintenance import ProvenanceStatistics, collect_garbage, damaged_shards, merge, statistics
+from feature_cache.maintenance import (
+    CollectionSummary,
+    ProvenanceStatistics,
+    collect_garbage,
+    damaged_shards,
+    merge,
+    statistics,
+)
 from feature_cache.store import FeatureStore
+from vla_jax.contracts.checks import NotNegative, problem
 from vla_jax.dataset.feature_table import record_keys
 from vla_jax.dataset.packed_dataset import PackedDataset
 from vla_jax.errors import UserError
@@ -50,10 +59,14 @@ class Gc:
 
     cache: Positional[Path]
     """Feature cache."""
-    limit_gb: float
+    limit_gb: NotNegative
     """Size to come down to, in GB (10⁹ bytes)."""
     keep: tuple[Path, ...] = ()
     """Prepared data sets whose features must stay."""
+    dry_run: bool = False
+    """Say what would be removed, and remove nothing."""
+    yes: bool = False
+    """Do not ask, even where no data set is named whose features must stay."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,10 +122,11 @@ def _stats(arguments: Stats) -> None:
     table = Table(
         "features", "backbone", "pooling", "pixels", "records", "shards", "GB", "last used", "prompts"
     )
-    found = statistics(arguments.cache)
+    found = _statistics(arguments.cache)
     for entry in found:
         table.add_row(*_row(entry))
-    make_console().print(table)
+    table.columns[1].overflow = table.columns[-1].overflow = "fold"
+    print_table(make_console(), table, ("pixels", "last used", "shards", "pooling"))
     for entry in found:
         for error in entry.damaged:
             print(error)
@@ -141,6 +155,7 @@ def _row(entry: ProvenanceStatistics) -> list[str]:
 
 
 def _verify(arguments: Verify) -> int | None:
+    _statistics(arguments.cache)
     errors = damaged_shards(arguments.cache)
     for error in errors:
         print(error)
@@ -152,23 +167,58 @@ def _verify(arguments: Verify) -> int | None:
 
 
 def _gc(arguments: Gc) -> None:
+    if problem(NotNegative, arguments.limit_gb):
+        raise UserError(f"--limit-gb {arguments.limit_gb:g} is impossible; give a number of GB, 0 or more")
+    _statistics(arguments.cache)
     needed = []
     for path in arguments.keep:
         dataset = PackedDataset.open(path)
         chosen = (dataset.records[i] for i in dataset.required_records())
         needed += [(record.prompt, [image.digest for image in record.images]) for record in chosen]
     limit = int(arguments.limit_gb * 1e9)
+    planned = collect_garbage(arguments.cache, limit, needed, dry_run=True)
+    if arguments.dry_run:
+        for path in planned.removed:
+            print(f"would remove {path}")
+        print(f"{arguments.cache}: {_told_sizes(planned, 'would be removed', 'then')}")
+        return
+    if planned.removed and not arguments.keep and not arguments.yes:
+        _ask(f"{arguments.cache}: remove {len(planned.removed)} files, whoever needs them?")
     summary = collect_garbage(arguments.cache, limit, needed)
-    print(
-        f"{arguments.cache}: {len(summary.removed)} files removed, "
-        f"{summary.num_bytes_before / 1e9:.3f} GB before, {summary.num_bytes_after / 1e9:.3f} GB now"
-    )
+    print(f"{arguments.cache}: {_told_sizes(summary, 'removed', 'now')}")
     if summary.num_bytes_after > limit:
         print("the data sets to keep need more than the limit")
 
 
+def _told_sizes(summary: CollectionSummary, removed: str, now: str) -> str:
+    return (
+        f"{len(summary.removed)} files {removed}, {summary.num_bytes_before / 1e9:.3f} GB before, "
+        f"{summary.num_bytes_after / 1e9:.3f} GB {now}"
+    )
+
+
+def _ask(question: str) -> None:
+    """Raises UserError unless somebody at the terminal says yes."""
+    answer = input(f"{question} [y/N] ") if sys.stdin.isatty() else ""
+    if answer.strip().lower() not in ("y", "yes"):
+        raise UserError(
+            "nothing was removed; name the data sets whose features must stay (--keep DATA), or say --yes "
+            "(--dry-run shows what would go)"
+        )
+
+
+def _statistics(cache: Path) -> list[ProvenanceStatistics]:
+    """Raises UserError where a folder holds no features: it is no cache, or an empty one."""
+    found = statistics(cache)
+    if not found:
+        raise UserError(f"{cache}: holds no features, so it is no feature cache, or an empty one")
+    return found
+
+
 def _merge(arguments: Merge) -> int | None:
     num_damaged = 0
+    for source in arguments.sources:
+        _statistics(source)
     for source in arguments.sources:
         summary = merge(arguments.cache, source)
         print(f"{source}: {summary.num_copied} shards copied, {summary.num_present} were there already")

@@ -1,6 +1,7 @@
 """`python -m experiments.compare RUN…`: several training runs side by side."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ import tyro
 from rich.table import Table
 
 from experiments import cli
-from experiments.console import make_console
+from experiments.console import make_console, print_table
 from vla_jax.errors import UserError
 from vla_jax.storage.replacing import replace_text
 
@@ -43,12 +44,16 @@ def main(arguments: Arguments) -> None:
 
     if not arguments.runs:
         raise UserError("give at least one training output directory")
+    if arguments.reach is not None and not 0 < arguments.reach < math.inf:
+        raise UserError(f"--reach must be above 0, not {arguments.reach:g}")
     histories = [read_history(run) for run in arguments.runs]
     rows = compare(histories, arguments.reach)
     console = make_console()
-    console.print(summary_table(rows, arguments.reach))
+    print_table(
+        console, summary_table(rows, arguments.reach), ("data wait", "lowest", "updates/s", "at update")
+    )
     if len(histories) > 1:
-        console.print(difference_table(histories, rows))
+        print_table(console, difference_table(histories, rows))
     if arguments.out is not None:
         path = write_report(arguments.out, histories, rows, arguments.reach)
         console.print(f"report: {path}", soft_wrap=True)
@@ -88,17 +93,20 @@ def write_report(
     Raises:
         UserError: `out` cannot be written.
     """
-    from vla_jax.reporting.comparison_page import as_json, comparison_html
+    from vla_jax.reporting.comparison_page import as_json, comparison_html, curve_figures
+    from vla_jax.reporting.page import write_figures
 
     report = out if out.suffix == ".html" else out / "comparison.html"
+    figures = curve_figures(histories, limit)
     contents = {
         report.with_suffix(".json"): json.dumps(as_json(histories, rows), indent=1, allow_nan=False),
-        report: comparison_html(histories, rows, limit),
+        report: comparison_html(histories, rows, limit, figures),
     }
     try:
         report.parent.mkdir(parents=True, exist_ok=True)
         for path, content in contents.items():
             replace_text(path, content)
+        write_figures(report.with_name(f"{report.stem}_figures"), figures)
     except OSError as error:
         raise UserError(f"cannot write the report to {report}: {error.strerror or error}") from error
     return report

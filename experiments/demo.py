@@ -13,8 +13,9 @@ from typing import Any, Literal
 from rich.table import Table
 
 from experiments import cli
-from experiments.console import make_console
+from experiments.console import make_console, print_table
 from vla_jax.errors import UserError
+from vla_jax.optional_torch import require
 
 DESCRIPTION = """Simulates episodes, packs them, exports features with a tiny random Qwen2.5-VL, trains a
 regression and a diffusion policy, and a regression policy without sensor, and judges them: open loop on held-out
@@ -64,6 +65,16 @@ class Arguments:
 
 def main(arguments: Arguments) -> int:
     """Runs the whole job and returns 0 when regression and diffusion pass (`verdict`)."""
+    require("demo", "torch", "transformers", "tokenizers")
+    for option, value, least in (
+        ("episodes", arguments.episodes, 2),
+        ("rollouts", arguments.rollouts, 1),
+        ("seed", arguments.seed, 0),
+    ):
+        if value < least:
+            raise UserError(f"--{option} {value} is impossible; give at least {least}")
+    if arguments.steps is not None and arguments.steps < 1:
+        raise UserError(f"--steps {arguments.steps} is impossible; give at least 1")
     started = time.monotonic()
     out = arguments.out
     episodes, data, cache, backbone = (out / name for name in ("episodes", "data", "cache", "backbone"))
@@ -89,7 +100,7 @@ def main(arguments: Arguments) -> int:
     }
     rollouts = read_rollouts(closed_loop)
     console = make_console()
-    console.print(summary_table(metrics, rollouts))
+    print_table(console, summary_table(metrics, rollouts))
     if {"regression", "vision-only"} <= metrics.keys():
         for line in findings(metrics):
             console.print(line)

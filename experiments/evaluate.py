@@ -9,10 +9,10 @@ import tyro
 from rich.table import Table
 
 from experiments import cli
-from experiments.console import make_console
+from experiments.console import make_console, print_table
 from experiments.data import open_dataset
 from vla_jax.errors import UserError
-from vla_jax.reporting.evaluation_page import factor
+from vla_jax.reporting.evaluation_page import factor, r2_cell
 from vla_jax.reporting.page import number
 
 DESCRIPTION = """Restores a policy and judges it on the episodes of the packed data set DATA, beside three baselines:
@@ -22,7 +22,7 @@ Writes REPORT/metrics.json, REPORT/report.html and REPORT/predictions.npz. Error
 units, mm and degrees of the lab's arm."""
 
 # First actions are what `previous` is good at; with the gripper in them the figure would say little.
-METRICS = ("overall_mse", "motion_mse", "first_motion_mse", "overall_mae")
+METRICS = ("motion_mse", "first_motion_mse", "overall_mse", "overall_mae")
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,8 @@ def main(arguments: Arguments) -> None:
 
     if arguments.batch_size < 1:
         raise UserError(f"--batch-size must be at least 1, not {arguments.batch_size}")
+    if not 0 <= arguments.seed < 2**63:
+        raise UserError(f"--seed must be from 0 to below 2^63, not {arguments.seed}")
     dataset = open_dataset(arguments.data)
     policy = InsertionPolicy.from_checkpoint(
         arguments.run, checkpoint=arguments.checkpoint, sampler=arguments.sampler, steps=arguments.steps
@@ -76,9 +78,10 @@ def main(arguments: Arguments) -> None:
     )
     report = write_evaluation(evaluation, dataset, arguments.out)
     console = make_console()
-    console.print(summary_table(evaluation.metrics))
+    print_table(console, summary_table(evaluation.metrics), ("overall_mae", "overall_mse"))
     if evaluation.metrics["segments"]:
-        console.print(segment_table(evaluation.metrics))
+        table = segment_table(evaluation.metrics)
+        print_table(console, table, [str(column.header) for column in reversed(table.columns[2:])])
     console.print(f"report: {report}", soft_wrap=True)
 
 
@@ -119,7 +122,7 @@ def segment_table(metrics: Mapping[str, Any]) -> Table:
             name,
             number(every["samples"]),
             number(every["motion_mse"]),
-            *(number(value) for value in every["r2_per_dim"][:3]),
+            *(r2_cell(value).text for value in every["r2_per_dim"][:3]),
             number(every["mse_per_dim"][last]),
             number(parts["with_sensor"]["mse_per_dim"][last]),
         )

@@ -10,12 +10,15 @@ import tyro
 from experiments import cli
 from experiments.config_options import given, options_for
 from experiments.data import open_or_prepare
-from feature_cache.backbone import find_backbone
+from feature_cache.backbone import check_device, find_backbone
 from feature_cache.exporter import export
 from feature_cache.processor import parse_image_size
 from feature_cache.worklist import make_worklist, process_share
 from vla_jax.contracts.provenance import Provenance
 from vla_jax.dataset.packed_dataset import PackedDataset
+from vla_jax.errors import UserError
+from vla_jax.optional_torch import require
+from vla_jax.storage.replacing import writing_to
 
 DESCRIPTION = """Encodes the camera images and prompts of a data set with a frozen Qwen2.5-VL and writes the features
 into a cache. Interrupted exports go on where they were. On several GPUs:
@@ -54,18 +57,22 @@ class Arguments:
 
 
 def main(arguments: Arguments) -> int | None:
+    require("export", "torch", "transformers", "tokenizers")
+    check_device(arguments.device)
     num_workers = max(1, (os.cpu_count() or 1) // process_share()[1])
     # Only prompts and pictures are needed, and the features are found again when these episodes are prepared for
     # training: a key is made of both.
-    with open_or_prepare(arguments.data, sensor=False, num_workers=num_workers) as dataset:
+    with (
+        writing_to(arguments.cache),
+        open_or_prepare(arguments.data, sensor=False, num_workers=num_workers) as dataset,
+    ):
         return _export(arguments, dataset)
 
 
 def _export(arguments: Arguments, dataset: PackedDataset) -> int | None:
     required = [dataset.records[i] for i in dataset.required_records()]
     if not required:
-        print("nothing to export: no episode has images")
-        return None
+        raise UserError(f"{arguments.data}: nothing to export, no episode has samples with images")
     files = find_backbone(
         arguments.backbone, max_pixels=parse_image_size(arguments.image_size), adapter=arguments.adapter
     )

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
@@ -15,9 +16,9 @@ network that the reference knows: one imported from it, or trained with `--recip
 class Arguments:
     """Options of the command."""
 
-    run: tyro.conf.Positional[Path]
+    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
     """Training output directory, or one checkpoint in it."""
-    out: tyro.conf.Positional[Path]
+    out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT.pt")]
     """The `.pt` file to write."""
 
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import cli
-from experiments.console import make_console
+from experiments.console import make_console, print_table
 from experiments.data import open_dataset
 from vla_jax.errors import UserError
 from vla_jax.reporting.page import Cell
@@ -47,6 +47,8 @@ def main(arguments: Arguments) -> None:
     import jax
 
     from vla_jax.reporting.inspection import inspect_dataset, inspection_html
+    from vla_jax.reporting.inspection.report import inspection_figures
+    from vla_jax.reporting.page import write_figures
 
     if arguments.samples < 1:
         raise UserError(f"--samples must be at least 1, not {arguments.samples}")
@@ -64,9 +66,12 @@ def main(arguments: Arguments) -> None:
     print_tables(console, inspection)
     if arguments.out is None:
         return
-    page = inspection_html(inspection)
+    figures = inspection_figures(inspection)
+    page = inspection_html(inspection, figures)
     try:
         replace_text(arguments.out, page)
+        every = [figure for of_section in figures.values() for figure in of_section]
+        write_figures(arguments.out.with_name(f"{arguments.out.stem}_figures"), every)
     except OSError as error:
         raise UserError(f"cannot write {arguments.out}: {error.strerror or error}") from error
     console.print(f"report: {arguments.out}", soft_wrap=True, markup=False)
@@ -115,7 +120,8 @@ def _print(console: Console, title: str, header: Sequence[str], rows: Sequence[S
         table.add_column(name, overflow="fold", justify="left" if i == 0 else "right")
     for row in rows:
         table.add_row(*(cell.text if isinstance(cell, Cell) else cell for cell in row))
-    console.print(table, markup=False)
+    # The first columns name the row, and what follows is told in their order.
+    print_table(console, table, [str(name) for name in reversed(header[3:])])
 
 
 COMMAND = cli.Command("inspect", Arguments, DESCRIPTION, main)

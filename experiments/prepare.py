@@ -12,7 +12,7 @@ from tyro.conf import Positional, UseAppendAction, arg
 
 from experiments import cli
 from experiments.config_options import given, help_of, options_for
-from experiments.console import make_console
+from experiments.console import make_console, print_table
 from experiments.data import num_processors
 from vla_jax.dataset.options import PrepareOptions
 from vla_jax.dataset.packed_dataset import PackedDataset
@@ -36,6 +36,9 @@ SETTINGS = {
     "instruction": "instruction",
     "views": "episode.views",
     "sensor": "episode.sensor",
+    "max_image_age": "episode.max_image_age",
+    "pose_units": "episode.pose_units",
+    "angle_units": "episode.angle_units",
     "vlm_reuse_count": "vlm_reuse_count",
     "sensor_window_size": "sensor_window_size",
     "sensor_dtype": "episode.sensor_dtype",
@@ -165,7 +168,7 @@ def _print_summary(console: Console, dataset: PackedDataset) -> None:
             str(sum(is_sample[i] for i in members)),
             _lacks(dataset, members),
         )
-    console.print(table)
+    print_table(console, table, ("minutes", "format", "weight", "ticks", "lacks", "held out"))
 
 
 def _lacks(dataset: PackedDataset, members: list[int]) -> str:
@@ -189,13 +192,19 @@ def _print_findings(console: Console, findings: tuple[Finding, ...]) -> None:
             continue
         table = Table("episode", "what", title=title, title_justify="left")
         table.columns[0].overflow = table.columns[1].overflow = "fold"
+        episodes: dict[str, list[str]] = {}
+        for finding in chosen:
+            episodes.setdefault(finding.reason, []).append(finding.episode)
         # Faults are all listed; notes of a large set would bury them.
-        shown = chosen if is_fault else chosen[:NUM_ROWS_SHOWN]
-        for finding in shown:
-            table.add_row(finding.episode, finding.reason)
-        console.print(table, markup=False)
-        if len(shown) < len(chosen):
-            console.print(f"… and {len(chosen) - len(shown)} further notes")
+        reasons = list(episodes) if is_fault else list(episodes)[:NUM_ROWS_SHOWN]
+        for reason in reasons:
+            names = episodes[reason]
+            table.add_row(
+                f"{len(names)} episodes, the first: {names[0]}" if len(names) > 1 else names[0], reason
+            )
+        print_table(console, table)
+        if len(reasons) < len(episodes):
+            console.print(f"… and {len(episodes) - len(reasons)} further notes")
 
 
 def _print_result(console: Console, result: PrepareResult) -> None:
@@ -210,13 +219,15 @@ def _print_result(console: Console, result: PrepareResult) -> None:
     lines += result.notes
     if result.faulty:
         lines.append(f"{len(result.faulty)} faulty episode(s) left out (see the table above)")
-    if not train + val:
-        reason = "images" if not any(entry.has_images for entry in dataset.episodes) else "poses"
-        lines.append(f"no samples: no episode has {reason}; there is nothing to export or to train on")
-    else:
+    if train + val:
         lines.append(f"next: {cli.called('export')} {dataset.path} --backbone PATH_OR_ID --cache CACHE")
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
+    if not train + val:
+        reason = "images" if not any(entry.has_images for entry in dataset.episodes) else "poses with images"
+        raise UserError(
+            f"{dataset.path}: no samples: no episode has {reason}; there is nothing to export or to train on"
+        )
 
 
 COMMAND = cli.Command(

@@ -2,45 +2,60 @@
 
 import shlex
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from experiments import cli
-from experiments.config_options import given, options_for
+from experiments.option_groups import given_in_groups, grouped_options
 from vla_jax.training.config import FeedMode, TrainConfig
 from vla_jax.training.request import Request
 
+if TYPE_CHECKING:
+    from vla_jax.dataset.feature_table import FeatureTable
+    from vla_jax.dataset.packed_dataset import PackedDataset
+
 DESCRIPTION = """Trains a policy head on the packed data set DATA with the vision-language features in CACHE.
 
-Every option that is not given takes the recipe's value; the whole configuration is written to RUN/config.json."""
+Every option that is not given takes the recipe's value: --print-config shows them, and RUN/config.json keeps them."""
 
 SETTINGS = {
-    "fusion_strategy": "policy.fusion.strategy",
-    "steps": "steps",
-    "batch_size": "batch_size",
-    "grad_accum_steps": "grad_accum_steps",
-    "lr": "optimizer.lr",
-    "sensor_lr": "optimizer.sensor_lr",
-    "min_lr": "optimizer.min_lr",
-    "schedule": "optimizer.schedule",
-    "warmup_ratio": "optimizer.warmup_ratio",
-    "hold_ratio": "optimizer.hold_ratio",
-    "sensor_loss_weight": "sensor_loss_weight",
-    "sensor_dropout": "sensor_dropout",
-    "sensor_noise": "sensor_noise",
-    "feature_noise": "feature_noise",
-    "ema_decay": "ema_decay",
-    "remat": "policy.remat",
-    "seed": "seed",
-    "validate_every": "validate_every",
-    "checkpoint_every": "checkpoint_every",
-    "log_every": "log_every",
+    "network": {
+        "fusion_strategy": "policy.fusion.strategy",
+        "remat": "policy.remat",
+    },
+    "length and batch": {
+        "steps": "steps",
+        "batch_size": "batch_size",
+        "grad_accum_steps": "grad_accum_steps",
+        "seed": "seed",
+    },
+    "learning rate": {
+        "lr": "optimizer.lr",
+        "sensor_lr": "optimizer.sensor_lr",
+        "min_lr": "optimizer.min_lr",
+        "schedule": "optimizer.schedule",
+        "warmup_ratio": "optimizer.warmup_ratio",
+        "hold_ratio": "optimizer.hold_ratio",
+    },
+    "loss and noise": {
+        "sensor_loss_weight": "sensor_loss_weight",
+        "sensor_dropout": "sensor_dropout",
+        "sensor_noise": "sensor_noise",
+        "feature_noise": "feature_noise",
+        "ema_decay": "ema_decay",
+    },
+    "interval": {
+        "validate_every": "validate_every",
+        "checkpoint_every": "checkpoint_every",
+        "log_every": "log_every",
+    },
 }
-"""Option → the field of `TrainConfig` that it sets."""
-SettingOptions = options_for(TrainConfig, SETTINGS, default="the recipe's")
+"""Group of options in help → option → the field of `TrainConfig` that it sets."""
+SettingOptions = grouped_options(TrainConfig, SETTINGS, default="the recipe's")
 
 
 @dataclass(frozen=True)
@@ -75,11 +90,13 @@ class Arguments:
 
     data: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DATA")]
     """Packed data set, written by `python -m experiments.prepare`."""
-    request: Annotated[Request, tyro.conf.arg(name="")]
+    request: Annotated[Request, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="run")]
     settings: Annotated[object, tyro.conf.arg(name="", constructor=SettingOptions)] = field(
         default_factory=SettingOptions
     )
-    running: Annotated[Running, tyro.conf.arg(name="")] = field(default_factory=Running)
+    running: Annotated[Running, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="machine")] = field(
+        default_factory=Running
+    )
 
 
 def main(arguments: Arguments) -> None:
@@ -87,6 +104,7 @@ def main(arguments: Arguments) -> None:
     from experiments.console import make_console
     from experiments.data import open_dataset
     from vla_jax.storage import config_json
+    from vla_jax.training.announcements import describe_metrics
     from vla_jax.training.beginning import begin
     from vla_jax.training.devices import refuse_silent_cpu
     from vla_jax.training.loop import train
@@ -101,8 +119,9 @@ def main(arguments: Arguments) -> None:
         join_processes(running.coordinator, running.num_processes, running.process_id)
     refuse_silent_cpu()
     dataset = open_dataset(arguments.data)
-    beginning = begin(request, dataset, given(arguments.settings, SETTINGS))
+    beginning = begin(request, dataset, given_in_groups(arguments.settings, SETTINGS))
     config, features = beginning.config, beginning.features
+    mesh = make_mesh(running.devices, running.fsdp)
     console = make_console(stderr=True, quiet=not is_main_process())
     for note in beginning.notes:
         console.print(note)
@@ -110,7 +129,6 @@ def main(arguments: Arguments) -> None:
         if is_main_process():
             print(config_json.to_json(config))
         return
-    mesh = make_mesh(running.devices, running.fsdp)
     if features.num_missing:
         console.print(features.missing_note())
     console.print(
@@ -124,6 +142,7 @@ def main(arguments: Arguments) -> None:
         request.out,
         mesh=mesh,
         resume=request.resume,
+        other_data=beginning.other_data,
         initial=beginning.initial,
         feed=running.feed,
         wandb=running.wandb,
@@ -135,21 +154,40 @@ def main(arguments: Arguments) -> None:
         console.print(f"stopped and saved at step {result.step} of {config.steps}; continue with:")
         print(f"{cli.called('train')} {shlex.join(_resume_arguments(sys.argv[1:]))}")
         return
-    held_out = "; ".join(
-        f"{name.removeprefix('validation/')} {value:.5f}"
-        for name, value in result.metrics.items()
-        if name.startswith("validation/")
-    )
-    print(f"trained {result.step} updates, held-out {held_out or 'episodes: none'}")
+    print(f"trained {result.step} updates, {describe_metrics(result.metrics)}")
+    for line in worse_than_the_mean(result.metrics, dataset, features):
+        print(line)
     print(f"evaluate with: {cli.called('evaluate')} {request.out} {arguments.data} "
           f"--cache {request.cache} --out REPORT")  # fmt: skip
+
+
+def worse_than_the_mean(
+    metrics: Mapping[str, float], dataset: "PackedDataset", features: "FeatureTable"
+) -> list[str]:
+    """Returns a line where the held-out error is above that of the training episodes' mean action; else none."""
+    from vla_jax.contracts.metric_names import BEST_METRIC
+    from vla_jax.evaluation.baselines import mean_error
+
+    ours, mean = metrics.get(BEST_METRIC), mean_error(dataset, features.sample_ticks("val"))
+    if ours is None or mean is None or ours <= mean:
+        return []
+    return [
+        f"that is worse than the mean action of the training episodes, always: action_mse {mean:.5f}. The policy has "
+        "not learnt to act on what it sees; train longer, or look at the data with inspect"
+    ]
 
 
 def _resume_arguments(argv: list[str]) -> list[str]:
     return [*(argument for argument in argv if argument != "--resume"), "--resume"]
 
 
-COMMAND = cli.Command("train", Arguments, DESCRIPTION, main)
+COMMAND = cli.Command(
+    "train",
+    Arguments,
+    DESCRIPTION,
+    main,
+    renamed={"--no-sensor-enabled": "--no-sensor", "--sensor-enabled": "--sensor"},
+)
 
 if __name__ == "__main__":
     COMMAND.run()

@@ -213,6 +213,24 @@ def load_backbone(
     return Backbone(model, files.processor)
 
 
+def check_device(device: str | None) -> None:
+    """Refuses a torch device that is not there, before anything is read. None: `default_device`, which always is.
+
+    Raises:
+        UserError: there is no such device.
+    """
+    if device is None:
+        return
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        gpus = torch.cuda.device_count()
+        there = f"cpu and cuda:0 to cuda:{gpus - 1}" if gpus else "cpu; torch sees no GPU"
+        raise UserError(f"--device {device} is not there: there is {there}") from error
+
+
 def default_device() -> str:
     """Returns this process's GPU (LOCAL_RANK under torchrun), or the CPU where there is none."""
     import torch

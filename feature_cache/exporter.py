@@ -25,7 +25,9 @@ from feature_cache.export_progress import SharedProgress
 from feature_cache.processor import PreparedRecord
 from feature_cache.store import FeatureStore, ShardWriter, prepare_directory, shard_paths
 from feature_cache.worklist import WorkItem, count_tokens, make_batches, process_share, read_images
+from vla_jax.contracts.checks import LARGEST_INT
 from vla_jax.contracts.provenance import Provenance
+from vla_jax.errors import UserError
 from vla_jax.progress import progress_bar
 from vla_jax.storage.stop_signals import StopFlag, stop_requested
 
@@ -92,6 +94,9 @@ def export(
         UserError: an image is missing or has changed, memory does not suffice for a single record, or the
             cache cannot be written to.
     """
+    for option, value in (("batch-tokens", batch_tokens), ("threads", num_threads)):
+        if value is not None and not 1 <= value <= LARGEST_INT:
+            raise UserError(f"--{option} {value} is impossible; give at least 1")
     store = open_checked(cache_dir, provenance)
     missing = ~store.contains([item.key for item in items])
     num_present = len(items) - int(missing.sum())

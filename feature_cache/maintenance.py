@@ -14,6 +14,7 @@ from feature_cache.keys import record_key
 from feature_cache.shard import DamagedShardError
 from feature_cache.store import FeatureStore, prepare_directory, shard_paths
 from vla_jax.contracts.provenance import Provenance
+from vla_jax.errors import UserError
 from vla_jax.storage.replacing import leftovers, replace_file
 
 # A temporary file this old belongs to a writer that was killed: shards take seconds to write.
@@ -95,14 +96,20 @@ def collect_garbage(
     limit_bytes: int,
     needed: Sequence[tuple[str, Sequence[str]]] = (),
     *,
+    dry_run: bool = False,
     now: float | None = None,
 ) -> CollectionSummary:
     """Removes shards, least recently used first, until the cache has at most `limit_bytes`.
 
     needed: (prompt, image digests in view order) of records that must stay; no shard with one of them is removed,
         whatever its provenance. Shards that were set aside as damaged and files of killed writers always go.
-    now: Unix time, for tests.
+    dry_run: say what would be done, and do nothing. now: Unix time, for tests.
+
+    Raises:
+        UserError: no such cache, or the limit is negative.
     """
+    if limit_bytes < 0:
+        raise UserError(f"a cache cannot come down to {limit_bytes} bytes; give 0 or more")
     now = time.time() if now is None else now
     removed: list[Path] = []
     candidates: list[tuple[float, int, Path]] = []
@@ -126,7 +133,7 @@ def collect_garbage(
             break
         removed.append(path)
         left -= size
-    for path in removed:
+    for path in removed if not dry_run else ():
         path.unlink(missing_ok=True)
     return CollectionSummary(tuple(removed), num_bytes, left)
 

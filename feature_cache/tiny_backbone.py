@@ -63,6 +63,7 @@ def write_tiny_backbone(out: str | os.PathLike, *, seed: int = 0) -> Path:
         UserError: `out` holds something else, or cannot be written to.
     """
     import transformers
+    from safetensors import SafetensorError
 
     transformers.utils.logging.disable_progress_bar()
     out = Path(out)
@@ -75,7 +76,7 @@ def write_tiny_backbone(out: str | os.PathLike, *, seed: int = 0) -> Path:
             _image_processor().save_pretrained(folder)
             _model(tokenizer, seed).save_pretrained(folder)
             replace_folder(folder, out)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise UserError(f"{out}: cannot write a backbone here ({error})") from error
     return out
 

@@ -6,6 +6,8 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 SECONDS_BETWEEN_LINES = 10.0
+_LINE = "{desc}: {n_fmt} of {total_fmt}, {rate_fmt}, {remaining} left{postfix}"
+_UP = "\x1b[A"  # Where a bar is drawn below another.
 
 
 def progress_bar(iterable: Any = None, **options: Any) -> tqdm:
@@ -18,8 +20,8 @@ def progress_bar(iterable: Any = None, **options: Any) -> tqdm:
     return tqdm(
         iterable,
         file=_LineStream(sys.stderr),
-        ascii=True,
-        ncols=110,
+        bar_format=_LINE,
+        delay=SECONDS_BETWEEN_LINES,
         mininterval=SECONDS_BETWEEN_LINES,
         maxinterval=SECONDS_BETWEEN_LINES,
         **options,
@@ -33,7 +35,7 @@ class _LineStream:
         self._stream = stream
 
     def write(self, text: str) -> None:
-        text = text.replace("\r", "").strip()
+        text = " ".join(text.replace(_UP, "").split())
         if text:
             self._stream.write(text + "\n")
 

@@ -6,6 +6,7 @@ from experiments import cache
 from experiments.cache import Gc, Merge, Stats, Verify
 from tests.feature_cache.test_maintenance import write
 from tests.feature_cache.test_store import flip_bit
+from vla_jax.errors import UserError
 
 
 def test_stats_name_backbone_resolution_and_prompts(tmp_path, capsys):
@@ -27,9 +28,43 @@ def test_verify_names_damaged_shards_and_ends_with_one(tmp_path, capsys):
 
 def test_gc_says_what_it_did(tmp_path, capsys):
     path = write(tmp_path, range(3))
-    cache.main(Gc(tmp_path, limit_gb=0.0))
+    cache.main(Gc(tmp_path, limit_gb=0.0, yes=True))
     assert "1 files removed" in capsys.readouterr().out
     assert not path.exists()
+
+
+@pytest.mark.parametrize(("answer", "removed"), [("y", True), ("yes", True), ("", False), ("n", False)])
+def test_gc_asks_where_nothing_is_kept(answer, removed, tmp_path, monkeypatch):
+    path = write(tmp_path, range(3))
+    asked = []
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("builtins.input", lambda question: asked.append(question) or answer)
+    if removed:
+        cache.main(Gc(tmp_path, limit_gb=0.0))
+    else:
+        with pytest.raises(UserError, match="nothing was removed"):
+            cache.main(Gc(tmp_path, limit_gb=0.0))
+    assert path.exists() is not removed
+    assert "remove 1 files" in asked[0]
+    cache.main(Gc(tmp_path, limit_gb=1.0))  # There is nothing to remove, so nothing to ask.
+    assert len(asked) == 1
+
+
+def test_gc_shows_what_it_would_do(tmp_path, capsys):
+    path = write(tmp_path, range(3))
+    cache.main(Gc(tmp_path, limit_gb=0.0, dry_run=True))
+    said = capsys.readouterr().out
+    assert f"would remove {path}" in said
+    assert "1 files would be removed" in said
+    assert path.exists()
+
+
+@pytest.mark.parametrize("limit", [-1.0, float("nan"), float("inf")])
+def test_gc_refuses_a_limit_that_is_none(limit, tmp_path):
+    path = write(tmp_path, range(3))
+    with pytest.raises(UserError, match=r"--limit-gb .* is impossible"):
+        cache.main(Gc(tmp_path, limit_gb=limit, yes=True))
+    assert path.exists()
 
 
 def test_merge_reports_each_source_and_what_it_left_out(tmp_path, capsys):

@@ -65,7 +65,8 @@ def test_the_page_needs_nothing_else_and_escapes_names(tmp_path):
     html = comparison_html(histories, compare(histories, 0.6), 0.6)
     assert "&lt;b&gt;" in html
     assert "<b>c" not in html
-    assert html.count("data:image/png;base64,") == 2  # Training loss, held-out error.
+    assert html.count("<svg") == 2  # Training loss, held-out error.
+    assert html.count("<figcaption></figcaption>") == 0
     assert not re.search(r'(src|href)="(?!data:)', html)
 
 
@@ -95,7 +96,10 @@ def test_the_command_writes_page_and_numbers(tmp_path):
     written = json.loads((tmp_path / "report" / "comparison.json").read_text())
     assert [run["reached"] for run in written["runs"]] == [4, None]
     assert written["runs"][1]["curves"]["train/loss"] == {"step": [2, 4], "value": [3.0, 2.0]}
-    assert "base64" in (tmp_path / "report" / "comparison.html").read_text()
+    assert "<svg" in (tmp_path / "report" / "comparison.html").read_text()
+    figures = {path.name for path in (tmp_path / "report" / "comparison_figures").iterdir()}
+    names = ("train_loss", "validation_action_mse")
+    assert figures == {f"{name}.{kind}" for name in names for kind in ("svg", "pdf")}
     main(Arguments((runs[0],), out=tmp_path / "page.html"))
     assert (tmp_path / "page.html").is_file()
     assert "no such directory" in error_line(run_command("compare", tmp_path / "nowhere", status=2))

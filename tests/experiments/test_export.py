@@ -100,12 +100,12 @@ def test_other_settings_are_other_features(data, backbone, tmp_path, options):
     assert len(FeatureStore.provenances(tmp_path)) == 2
 
 
-def test_a_set_without_images_has_nothing_to_export(backbone, tmp_path, capsys):
+def test_a_set_without_images_has_nothing_to_export(backbone, tmp_path):
     write_windows_episode(tmp_path / "episodes/one", views=())
     write_windows_episode(tmp_path / "episodes/two", views=(), seed=1)
     prepare([str(tmp_path / "episodes")], tmp_path / "data", PrepareOptions())
-    assert export.main(arguments(tmp_path / "data", "no/backbone/needed", tmp_path / "cache")) is None
-    assert capsys.readouterr().out == "nothing to export: no episode has images\n"
+    with pytest.raises(UserError, match="nothing to export, no episode has samples with images"):
+        export.main(arguments(tmp_path / "data", "no/backbone/needed", tmp_path / "cache"))
     assert not (tmp_path / "cache").exists()
 
 
@@ -138,7 +138,7 @@ def test_gc_keeps_what_a_named_data_set_needs(data, backbone, tmp_path, capsys):
     assert "0 files removed" in capsys.readouterr().out
     for _, made_by in FeatureStore.provenances(tmp_path):
         assert FeatureTable.open(PackedDataset.open(data), tmp_path, features=made_by.name()).num_missing == 0
-    cache.main(cache.Gc(tmp_path, limit_gb=0.0))
+    cache.main(cache.Gc(tmp_path, limit_gb=0.0, yes=True))
     assert not list(tmp_path.glob("*/shard-*"))
 
 

@@ -103,7 +103,7 @@ def outputs(notebook, kind):
 
 def test_the_notebook_runs_on_the_phantom(tmp_path, monkeypatch):
     notebook = execute(tmp_path, monkeypatch)
-    assert len(outputs(notebook, "image/png")) == 3
+    assert len(outputs(notebook, "image/svg+xml")) == 3
     tables = " ".join(outputs(notebook, "text/html"))
     for expected in ("Insert the needle", "newest sensor row", "A-scan", "sensor (1)"):
         assert expected in tables

@@ -53,10 +53,22 @@ def test_faults_are_listed_and_strict_refuses(source, tmp_path, capsys):
 
 def test_what_a_set_lacks_is_said(tmp_path, capsys):
     write_windows_episode(tmp_path / "s/t/e", views=(), has_sensor=False)
-    assert run(tmp_path / "s", "--out", tmp_path / "d") == 0
-    printed = capsys.readouterr().out
-    assert "images, sensor" in printed
-    assert "no samples: no episode has images; there is nothing to export or to train on" in printed
+    assert run(tmp_path / "s", "--out", tmp_path / "d") == 2
+    printed = capsys.readouterr()
+    assert "images, sensor" in printed.out
+    assert "no samples: no episode has images; there is nothing to export or to train on" in printed.err
+    # It can be looked at.
+    assert len(PackedDataset.open(tmp_path / "d").episodes) == 1
+
+
+def test_the_same_fault_of_many_episodes_is_one_row(tmp_path, capsys):
+    write_data_set(tmp_path / "s", 4, seconds=1.0)
+    for folder in sorted((tmp_path / "s").rglob("episode_*"))[:3]:
+        (folder / "robot_states.csv").write_text("")
+    assert run(tmp_path / "s", "--out", tmp_path / "d", "--workers", 1) == 0
+    printed = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert printed.count("robot_states.csv: is empty") == 1
+    assert "3 episodes, the first:" in printed
 
 
 def test_what_concerns_the_whole_set_is_said(source, tmp_path, capsys):

@@ -7,6 +7,7 @@ import typing
 import pytest
 
 from experiments.config_options import described, given, options_for
+from experiments.option_groups import given_in_groups
 from experiments.train import COMMAND, SETTINGS
 from tests.vla_jax.evaluation.workspace import make_workspace
 from vla_jax.errors import UserError
@@ -15,6 +16,7 @@ from vla_jax.training.beginning import SCHEDULE
 from vla_jax.training.config import TrainConfig
 from vla_jax.training.request import Request
 
+ALL_SETTINGS = {option: name for names in SETTINGS.values() for option, name in names.items()}
 REQUIRED = ("DATA", "--cache", "CACHE", "--out", "RUN")
 
 
@@ -24,7 +26,7 @@ def workspace(tmp_path_factory):
 
 
 def settings(*words):
-    return given(COMMAND.parse([*REQUIRED, *words]).settings, SETTINGS)
+    return given_in_groups(COMMAND.parse([*REQUIRED, *words]).settings, SETTINGS)
 
 
 def test_an_option_sets_the_field_that_it_is_made_from():
@@ -43,15 +45,15 @@ def test_an_option_sets_the_field_that_it_is_made_from():
     request = COMMAND.parse(
         [*REQUIRED, "--recipe", "small", "--epochs", "2.5", "--no-sensor-enabled"]
     ).request
-    assert (request.recipe, request.epochs, request.sensor_enabled) == ("small", 2.5, False)
+    assert (request.recipe, request.epochs, request.sensor) == ("small", 2.5, False)
 
 
 def test_every_setting_is_a_documented_field_of_the_configuration():
-    for option, name in SETTINGS.items():
+    for option, name in ALL_SETTINGS.items():
         kind, text = described(TrainConfig, name)
         assert text.endswith("."), option
         assert typing.get_origin(kind) is typing.Literal or kind in (int, float, bool), option
-    assert set(SCHEDULE) <= set(SETTINGS.values())
+    assert set(SCHEDULE) <= set(ALL_SETTINGS.values())
     with pytest.raises(AttributeError, match="no field nonsense"):
         described(TrainConfig, "optimizer.nonsense")
 
@@ -75,7 +77,9 @@ def test_help_says_type_meaning_and_the_default(capsys):
     shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "--min-lr FLOAT Learning rate at the end of the cosine. (default: the recipe's)" in shown
     assert "--schedule {trapezoid,cosine,constant}" in shown
-    for option in (*SETTINGS, *(field.name for field in dataclasses.fields(Request))):
+    for title in ("run", *SETTINGS, "machine"):
+        assert f" {title} options " in shown
+    for option in (*ALL_SETTINGS, *(field.name for field in dataclasses.fields(Request))):
         assert f"--{option.replace('_', '-')} " in shown.replace(",", " ")
 
 

@@ -19,6 +19,8 @@ KEY_VERSION = 1
 DEFAULT_MAX_PIXELS = 360 * 640
 
 NAME_LENGTH = 16
+# Cells per side of an image's grid; a large image has no more tokens than that.
+MAX_GRID = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,8 +52,10 @@ class Provenance:
             raise UserError(f"pooling {self.pooling!r} is unknown; choose one of {', '.join(POOLINGS)}")
         if self.dtype not in STORAGE_DTYPES:
             raise UserError(f"dtype {self.dtype!r} is unknown; choose one of {', '.join(STORAGE_DTYPES)}")
-        if self.pooling == "grid" and self.grid < 1:
-            raise UserError(f"grid {self.grid} is impossible: grid pooling needs at least 1 cell per side")
+        if self.pooling == "grid" and not 1 <= self.grid <= MAX_GRID:
+            raise UserError(
+                f"grid {self.grid} is impossible: grid pooling needs at least 1 cell per side, at most {MAX_GRID}"
+            )
 
     def digest(self) -> str:
         """Returns the hex digest (64 characters) of all fields that decide the records' content."""

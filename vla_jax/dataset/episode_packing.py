@@ -16,10 +16,12 @@ from vla_jax.dataset.schema import Column
 from vla_jax.dataset.sensor_stream import write_stream
 from vla_jax.dataset.statistics import SensorMoments
 from vla_jax.dataset.tick_columns import tick_columns
+from vla_jax.dataset.units import convert
 from vla_jax.progress import progress_bar
 from vla_jax.recordings.discovery import EpisodeFolder
 from vla_jax.recordings.findings import EpisodeError, Finding
 from vla_jax.recordings.recording import Recording
+from vla_jax.recordings.untrusted_files import check_name, printable
 from vla_jax.storage.replacing import replace_folder, temporary_folder
 from vla_jax.storage.worker_processes import run_jobs
 
@@ -53,10 +55,12 @@ def pack_episode(
     columns: the registered ones. Returns all that was found about the episode; the packed episode exists exactly if
     none of it is a fault.
     """
-    name = str(episode.path)
+    name = printable(str(episode.path))
     try:
+        check_name(str(episode.path))
         reader = episode.reader
         recording = reader.read(episode.path, options.own(reader), with_sensor=options.sensor)
+        convert(recording, options.pose_units, options.angle_units)
     except EpisodeError as error:
         return [Finding(name, str(error))]
     except OSError as error:
@@ -92,14 +96,15 @@ def _pack(
             recording.notes.extend(stream.notes)
     grid, arrays = no_ticks(recording), {}
     if recording.times is None:
-        recording.notes.append("no poses: no actions, no samples")
+        if not recording.faults:  # Which may be why there are none.
+            recording.notes.append("no poses: no actions, no samples")
     else:
         with recording.collecting():
             grid = make_grid(recording, options)
     with recording.collecting():
         arrays |= tick_columns(recording, grid, options, stream, registered)
         arrays["instant"], arrays["instant_images"] = camera_instants(
-            recording, pictures, grid, options.alignment == "index"
+            recording, pictures, grid, None if options.alignment == "index" else options.max_image_age
         )
     if recording.times is not None and not views:
         recording.notes.append("no images: nothing to export, no samples")

@@ -7,14 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from vla_jax.contracts.checks import LARGEST_INT
 from vla_jax.contracts.specs import LAB_ACTIONS, Alignment
 from vla_jax.dataset.schema import Column
+from vla_jax.dataset.units import AngleUnits, PoseUnits
 from vla_jax.errors import UserError
 from vla_jax.recordings.reader import EpisodeReader
 from vla_jax.recordings.registry import reader_of
 
 # Raise it when the same files and options begin to give other packed episodes.
-EPISODE_VERSION = 3
+EPISODE_VERSION = 4
 DEFAULT_ACTION_HZ = LAB_ACTIONS.rate_hz or 10.0
 
 
@@ -33,6 +35,13 @@ class EpisodeOptions:
     """Camera views to keep; all by default."""
     sensor: bool = True
     """Whether to read the sensor; without, every episode is packed as one that has none."""
+    max_image_age: float = 2.0
+    """Seconds after which a picture is too old to be seen (by the robot's clock); ticks with such a picture are left
+    out."""
+    pose_units: PoseUnits | None = None
+    """Unit of recorded positions; without, mm, and a question where the numbers look like metres."""
+    angle_units: AngleUnits | None = None
+    """Unit of recorded angles; without, degrees."""
     readers: Mapping[str, Any] = field(default_factory=dict)
     """Format → the options that only its reader has (`EpisodeReader.options`); defaults where it is absent."""
 
@@ -55,6 +64,8 @@ class EpisodeOptions:
         values = {
             **vars(self),
             "action_hz": self.rate_hz,
+            "pose_units": self.pose_units or "mm",
+            "angle_units": self.angle_units or "deg",
             "readers": {kind: asdict(chosen) for kind, chosen in given.items()},
             "version": EPISODE_VERSION,
         }
@@ -109,8 +120,15 @@ class PrepareOptions:
                 f"--val-fraction {self.val_fraction:g} is impossible; give a share from 0 to below 1"
             )
         for name in ("horizon", "vlm_reuse_count", "sensor_window_size", "num_workers"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} {getattr(self, name)} is impossible; give at least 1")
+            if not 1 <= getattr(self, name) <= LARGEST_INT:
+                limit = "at least 1" if getattr(self, name) < 1 else f"at most {LARGEST_INT}"
+                raise UserError(
+                    f"--{name.removeprefix('num_').replace('_', '-')} {getattr(self, name)} is impossible; give {limit}"
+                )
+        if not 0 < self.episode.max_image_age < math.inf:
+            raise UserError(
+                f"--max-image-age {self.episode.max_image_age:g} is impossible; give a number of seconds above 0"
+            )
         if self.episode.sensor_dtype not in ("float16", "float32"):
             raise UserError(
                 f"sensor dtype {self.episode.sensor_dtype!r} is unknown; choose float16 or float32"

@@ -15,6 +15,7 @@ float16 holds A-scan values up to 290 within 0.125 (at most 0.05 % of the value)
 A tick is a sample when its features can exist, that is when a picture was taken at or before its refresh tick.
 """
 
+import hashlib
 import json
 import mmap
 from collections.abc import Mapping, Sequence
@@ -188,12 +189,22 @@ class PackedDataset:
         return {
             "path": str(self.path),
             "content": self.index["content"],
+            "samples": self._identity,
             "meta": self.index["meta"],
             "spec": self.index["spec"],
             "episodes": len(self.episodes),
             "train_samples": len(self.sample_ticks("train")),
             "val_samples": len(self.sample_ticks("val")),
         }
+
+    @property
+    def _identity(self) -> str:
+        """Digest of what its samples are, wherever it and its episodes lie."""
+        members = [
+            [entry.fingerprint, entry.split, entry.instruction, entry.weight] for entry in self.episodes
+        ]
+        text = json.dumps([self.index["meta"], self.index["episode_options"], members], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def check_sources(self) -> list[str]:
         """Returns one line per episode whose recorded files have changed or gone since it was packed.

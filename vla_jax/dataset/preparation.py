@@ -14,16 +14,23 @@ from pathlib import Path
 
 from vla_jax.dataset.episode_packing import pack_episodes
 from vla_jax.dataset.joining import JoinedEpisode, cut_out, join
-from vla_jax.dataset.options import PrepareOptions
+from vla_jax.dataset.options import EpisodeOptions, PrepareOptions
 from vla_jax.dataset.packed_dataset import INDEX_FILE, PackedDataset
 from vla_jax.dataset.packed_episode import INFO_FILE, PackedEpisode, load_packed
 from vla_jax.dataset.schema import Column, registered_columns
+from vla_jax.dataset.units import (
+    LARGEST_MEDIAN_SPEED,
+    LARGEST_RADIANS,
+    could_be_radians,
+    looks_like_metres,
+)
 from vla_jax.dataset.window_span import window_span_note
 from vla_jax.errors import UserError
 from vla_jax.recordings.discovery import EpisodeFolder, choose_by_label, find_episodes
 from vla_jax.recordings.findings import EpisodeError, Finding
+from vla_jax.recordings.untrusted_files import printable
 from vla_jax.storage.locks import LOCK_FILE, locked
-from vla_jax.storage.replacing import is_temporary, remove_leftovers
+from vla_jax.storage.replacing import is_temporary, remove_leftovers, writing_to
 
 BUILDING = ".building"
 
@@ -70,7 +77,7 @@ def prepare(sources: Sequence[str], out: str | Path, options: PrepareOptions) ->
     prompts = choose_by_label(episodes, options.prompts, "prompt")
     weights = choose_by_label(episodes, options.weights, "weight")
     _check_out(out)
-    with _held(out):
+    with _held(out), writing_to(out):
         for folder in (out, out / BUILDING):
             remove_leftovers(folder)
         current = _open_current(out)
@@ -93,12 +100,18 @@ def prepare(sources: Sequence[str], out: str | Path, options: PrepareOptions) ->
             if str(episode.path) not in told:
                 findings += [Finding(str(episode.path), note, False) for note in packed.info.notes]
         _refuse_faults(findings, len(episodes), options.strict)
+        try:
+            units = _units_note([member.packed for member in members], options.episode)
+        except UserError:
+            if current is None:
+                shutil.rmtree(out / BUILDING, ignore_errors=True)
+            raise
         join(out, out / BUILDING, members, options, columns, current)
         shutil.rmtree(out / BUILDING, ignore_errors=True)
-    order = {str(episode.path): i for i, episode in enumerate(episodes)}
+    order = {printable(str(episode.path)): i for i, episode in enumerate(episodes)}
     findings.sort(key=lambda finding: order[finding.episode])
     dataset = PackedDataset.open(out)
-    notes = [note for note in (_split_note(current, dataset), window_span_note(dataset)) if note]
+    notes = [note for note in (units, _split_note(current, dataset), window_span_note(dataset)) if note]
     return PrepareResult(dataset, tuple(findings), len(jobs), tuple(notes), choices)
 
 
@@ -133,6 +146,28 @@ def _ask_readers(
             f"actions are recorded at different rates: {listed}; prepare them into data sets of their own"
         )
     return choices, replace(options, episode=replace(options.episode, action_hz=next(iter(rates))))
+
+
+def _units_note(episodes: Sequence[PackedEpisode], options: EpisodeOptions) -> str | None:
+    """Says in what units poses are taken, where that is not told and the angles leave it open.
+
+    Raises:
+        UserError: positions look like metres, and nobody says what they are.
+    """
+    if options.pose_units is None:
+        small = [episode for episode in episodes if looks_like_metres(episode, options.rate_hz)]
+        if small:
+            raise UserError(
+                f"{len(small)} of {len(episodes)} episodes move by less than {LARGEST_MEDIAN_SPEED:g} mm a second, as "
+                f"if their positions were metres (the first: {small[0].info.name}); say which: --pose-units m, or "
+                "--pose-units mm; and for the angles --angle-units rad or deg"
+            )
+    if options.angle_units is None and could_be_radians(episodes):
+        return (
+            f"angles are taken as degrees and never leave ±{LARGEST_RADIANS:g}; if they are radians, say --angle-units "
+            "rad (or deg, to be asked no more)"
+        )
+    return None
 
 
 def _split_note(before: PackedDataset | None, now: PackedDataset) -> str | None:

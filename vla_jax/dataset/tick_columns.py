@@ -8,6 +8,7 @@ from vla_jax.dataset.alignment import Grid
 from vla_jax.dataset.options import EpisodeOptions
 from vla_jax.dataset.schema import Column
 from vla_jax.dataset.sensor_stream import SensorStream
+from vla_jax.recordings.clocks import clocks_differ
 from vla_jax.recordings.findings import EpisodeError
 from vla_jax.recordings.recording import Recording
 from vla_jax.recordings.untrusted_files import check_times
@@ -26,7 +27,7 @@ def tick_columns(
     """Returns the columns of the grid's ticks but the camera instants. stream: the episode's joined sensor rows.
 
     Raises:
-        EpisodeError: what was recorded for a registered column does not fit it.
+        EpisodeError: what was recorded for a registered column does not fit it; no tick sees the sensor.
     """
     begin, end = _sensor_rows(recording, options, stream, grid.ticks)
     columns = {
@@ -59,6 +60,8 @@ def _sensor_rows(
     if options.alignment == "timestamp":
         begin, end = newest_rows(ticks, stream.row_times, stream.segment_starts, MAX_SENSOR_AGE_SECONDS)
         without = int((end < 0).sum())
+        if len(ticks) and without == len(ticks):
+            raise EpisodeError(clocks_differ("sensor", np.sort(stream.row_times), ticks))
         # A recording may begin a moment after the poses; that needs no remark.
         if without > MAX_SENSOR_AGE_SECONDS * options.rate_hz:
             recording.notes.append(

@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vla_jax.contracts.specs import LAB_ACTIONS, LAB_STATE, SensorSpec
-from vla_jax.dataset.options import EPISODE_VERSION
 
 OLD_VERSION = 2
+# Of their episodes, which today's `prepare` reads again: ticks with stale pictures were samples.
+OLD_EPISODE_VERSION = 3
 
 
 def upgraded_index(index: Mapping[str, Any], version: int) -> dict[str, Any]:
@@ -21,7 +22,7 @@ def upgraded_index(index: Mapping[str, Any], version: int) -> dict[str, Any]:
         "format_version": version,
         "meta": {**index["meta"], "format_version": version},
         "columns": [],
-        "episode_options": {**options, "readers": readers, "version": EPISODE_VERSION},
+        "episode_options": {**options, "readers": readers, "version": OLD_EPISODE_VERSION},
         "split": index["split"],
         "content": index["content"],
     }

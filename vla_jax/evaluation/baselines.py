@@ -3,6 +3,17 @@
 import numpy as np
 from jaxtyping import Float
 
+from vla_jax.dataset.packed_dataset import PackedDataset
+
+
+def mean_error(dataset: PackedDataset, ticks: np.ndarray) -> float | None:
+    """Returns the mean squared error of the training episodes' mean action at some ticks, over all dimensions and the
+    whole horizon, in recorded units; None without training episodes or ticks."""
+    actions = dataset.statistics.get("actions")
+    if actions is None or not len(ticks):
+        return None
+    return float(np.square(dataset.actions(ticks) - np.asarray(actions.mean, np.float32)).mean())
+
 
 def baseline_predictions(
     training_mean: Float[np.ndarray, " a"], previous_action: Float[np.ndarray, "n a"], horizon: int

@@ -1,5 +1,6 @@
 """Everything that `metrics.json` says of a set of predictions."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,12 +9,41 @@ from jaxtyping import Bool, Float
 from vla_jax.dataset.packed_dataset import PackedDataset, Split
 from vla_jax.evaluation.baselines import baseline_predictions
 from vla_jax.evaluation.drift import Drift, drift_per_episode, summarise_drift
+from vla_jax.evaluation.error_intervals import error_intervals
 from vla_jax.evaluation.metrics import Metrics, metrics_of_subsets
 from vla_jax.evaluation.prediction import Predictions
+from vla_jax.policy.checkpoints import read_training
 from vla_jax.policy.insertion_policy import InsertionPolicy
+from vla_jax.training.settings import flat
 
 # Metrics whose ratio baseline / policy is reported.
-FACTOR_METRICS = ("overall_mse", "motion_mse", "first_motion_mse", "overall_mae", "first_action_mse")
+FACTOR_METRICS = (
+    "overall_mse",
+    "motion_mse",
+    "first_motion_mse",
+    "overall_mae",
+    "first_action_mse",
+    "translation_mse",
+    "rotation_mse",
+)
+
+# Of the training's configuration, what a reader asks for first.
+TRAINING_SETTINGS = (
+    "recipe",
+    "steps",
+    "batch_size",
+    "seed",
+    "optimizer.lr",
+    "optimizer.sensor_lr",
+    "optimizer.schedule",
+    "optimizer.weight_decay",
+    "sensor_loss_weight",
+    "sensor_dropout",
+    "sensor_noise",
+    "feature_noise",
+    "ema_decay",
+    "init_from",
+)
 
 
 def judge(predictions: Predictions, dataset: PackedDataset) -> tuple[Metrics, list[Drift]]:
@@ -45,7 +75,8 @@ def judge(predictions: Predictions, dataset: PackedDataset) -> tuple[Metrics, li
         name: {key: error_factor(baseline[key], metrics[key]) for key in FACTOR_METRICS}
         for name, baseline in baselines.items()
     }
-    return {**metrics, "baselines": baselines, "factors": factors}, drifts
+    intervals = error_intervals(predictions.predicted, predictions.target, predictions.episode, actions)
+    return {**metrics, "intervals": intervals, "baselines": baselines, "factors": factors}, drifts
 
 
 def segment_masks(predictions: Predictions, dataset: PackedDataset) -> dict[str, Bool[np.ndarray, " n"]]:
@@ -88,4 +119,11 @@ def judged_on(
             **dataset.describe()["meta"],
         },
         "features": dict(loaded.metadata.identity.features),
+        "training": _trained_with(loaded.path),
     }
+
+
+def _trained_with(checkpoint: Path) -> dict[str, Any]:
+    """Returns the settings of the training that made a checkpoint; {} for an imported policy."""
+    found = flat((read_training(checkpoint) or {}).get("config", {}))
+    return {name: found[name] for name in TRAINING_SETTINGS if name in found}

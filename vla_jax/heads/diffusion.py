@@ -8,13 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
-from vla_jax.contracts.checks import (
-    check_at_least_one,
-    check_choices,
-    check_positive,
-    check_share,
-    unknown_choice,
-)
+from vla_jax.contracts.checks import Count, Positive, ShareOrWhole, unknown_choice
 from vla_jax.diffusion.ddim import ddim_sample
 from vla_jax.diffusion.ddpm import ddpm_sample
 from vla_jax.diffusion.schedule import Prediction, Schedule, add_noise, cosine_schedule, target
@@ -40,22 +34,22 @@ class DiffusionConfig(TransformerHeadConfig):
 
     horizon_embedding: bool = True
     """The head knows a token's place in the horizon (reference: False, so it is permutation-equivariant along it)."""
-    time_embedding_dim: int = 128
+    time_embedding_dim: Count = 128
     """Width of the sinusoidal embedding of the diffusion step."""
-    steps: int = 100
+    steps: Count = 100
     """Steps of the noise schedule."""
     prediction: Prediction = "epsilon"
     """What the network predicts: the noise, the clean actions, or v (Salimans & Ho 2022)."""
-    noise_draws: int = 1
+    noise_draws: Count = 1
     """Steps and noises drawn for each training sample. More of them use one pass of the sensor encoder, most of the
     cost, for more denoising examples (reference: 1)."""
     sampler: Sampler = "ddim"
-    ddim_steps: int = 10
+    ddim_steps: Count = 10
     ddim_spacing: Spacing = "trailing"
     """trailing (Lin et al. 2024) starts at the last step; the reference's leading starts ddim's pure noise at
     step 90 of 100."""
-    ddim_eta: float = 0.0
-    clip_range: float = 1.0
+    ddim_eta: ShareOrWhole = 0.0
+    clip_range: Positive = 1.0
     """Bound of the clean (normalised) actions that samplers clip to."""
     ddim_clip: bool = True
     ddpm_clip: bool = True
@@ -63,10 +57,6 @@ class DiffusionConfig(TransformerHeadConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choices(self)
-        check_at_least_one(self, "time_embedding_dim", "steps", "ddim_steps", "noise_draws")
-        check_share(self, "ddim_eta", whole=True)
-        check_positive(self, "clip_range")
         if self.time_embedding_dim % 2 or self.time_embedding_dim < 4:
             raise UserError(
                 f"DiffusionConfig.time_embedding_dim is {self.time_embedding_dim}; make it even, at least 4"

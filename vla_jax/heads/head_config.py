@@ -4,7 +4,7 @@ import importlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar
 
-from vla_jax.contracts.checks import check_at_least_one, unknown_choice
+from vla_jax.contracts.checks import Count, check, unknown_choice
 from vla_jax.errors import UserError
 from vla_jax.storage import config_json
 
@@ -36,11 +36,11 @@ class HeadConfig:
     normalises_weights: ClassVar[bool] = True
     """Sample weights are divided by their mean over the batch."""
 
-    hidden_dim: int = 1024
+    hidden_dim: Count = 1024
     """Width of the condition, and of the head's layers."""
 
     def __post_init__(self) -> None:
-        check_at_least_one(self, "hidden_dim")
+        check(self)
 
     def make(
         self, horizon: int, action_dim: int, *, dtype: "jnp.dtype", remat: bool, rngs: "nnx.Rngs"

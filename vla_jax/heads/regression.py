@@ -7,7 +7,6 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
-from vla_jax.contracts.checks import check_choices
 from vla_jax.heads.action_head import ActionHead
 from vla_jax.heads.head_config import HeadSize, Sampling, register_head
 from vla_jax.heads.transformer_head import TransformerHeadConfig
@@ -25,10 +24,6 @@ class RegressionConfig(TransformerHeadConfig):
     z_chunk: Literal["zero", "previous", "target"] = "zero"
     """What the head's output is added to in training: nothing, a chunk from the past that the caller gives, or
     (reference, for comparison only: it leaks the answer) the true actions."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_choices(self)
 
     def make(
         self, horizon: int, action_dim: int, *, dtype: jnp.dtype, remat: bool, rngs: nnx.Rngs

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from vla_jax.contracts.checks import check_at_least_one, check_heads, check_share
+from vla_jax.contracts.checks import Count, Share, check_heads
 from vla_jax.heads.head_config import HeadConfig, HeadSize
 
 
@@ -17,12 +17,10 @@ class TransformerHeadConfig(HeadConfig):
         "tiny": {"hidden_dim": 16, "num_layers": 1, "num_heads": 2},
     }
 
-    num_layers: int = 4
-    num_heads: int = 8
-    dropout: float = 0.1
+    num_layers: Count = 4
+    num_heads: Count = 8
+    dropout: Share = 0.1
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least_one(self, "num_layers", "num_heads")
         check_heads(self, self.hidden_dim, self.num_heads, "hidden_dim")
-        check_share(self, "dropout")

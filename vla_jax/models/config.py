@@ -5,9 +5,9 @@ one field here, in the heads' configurations or in the policy's; `PolicyConfig.r
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from vla_jax.contracts.checks import check_at_least_one, check_choices, check_heads, check_share
+from vla_jax.contracts.checks import Count, Range, Share, Whole, check, check_heads
 from vla_jax.contracts.specs import SensorSpec
 from vla_jax.errors import UserError
 
@@ -19,34 +19,34 @@ Interpolation = Literal["linear", "nearest", "nearest-exact", "area"]
 class SensorEncoderConfig:
     """Strided convolutions over time, then transformer layers, a mean over time and a projection."""
 
-    channels: int = SensorSpec.channels
+    channels: Count = SensorSpec.channels
     """Channels of one sensor sample: the force, then the A-scan's depth bins."""
-    temporal_length: int = 65
+    temporal_length: Annotated[int, Range(low=1, high=100_000)] = 65
     """Sensor samples the convolutions see; windows of another length are resampled to it."""
     interpolation: Interpolation = "linear"
     """How windows of another length are resampled (the modes of `torch.nn.functional.interpolate`)."""
-    hidden_dim: int = 512
+    hidden_dim: Count = 512
     """Channels of the first convolution; the others, and the transformer, have twice as many."""
-    output_dim: int = 3072
+    output_dim: Count = 3072
     """Width of the sensor feature that the fusion reads."""
-    num_conv_layers: int = 4
+    num_conv_layers: Count = 4
     use_transformer: bool = True
-    num_transformer_layers: int = 2
-    num_heads: int = 8
-    dropout: float = 0.1
+    num_transformer_layers: Whole = 2
+    num_heads: Count = 8
+    dropout: Share = 0.1
     masked_statistics: bool = True
     """BatchNorm statistics leave samples without sensor out (reference: False)."""
-    statistics_groups: int = 1
+    statistics_groups: Count = 1
     """BatchNorm statistics per group of the batch. 1: the global batch. The reference computes them per GPU, so
     its run on n GPUs has n groups (the running statistics follow the first group, as its rank 0 saves them)."""
 
     def __post_init__(self) -> None:
-        check_choices(self)
-        check_at_least_one(self, "channels", "temporal_length", "hidden_dim", "output_dim", "num_conv_layers")
-        check_at_least_one(self, "num_heads", "statistics_groups")
-        check_share(self, "dropout")
+        check(self)
         if self.use_transformer:
-            check_at_least_one(self, "num_transformer_layers")
+            if not self.num_transformer_layers:
+                raise UserError(
+                    "SensorEncoderConfig.num_transformer_layers is 0; give at least 1, or use_transformer false"
+                )
             check_heads(self, self.width, self.num_heads, "transformer width")
 
     @property
@@ -62,10 +62,10 @@ class StateEncoderConfig:
     columns: tuple[int, ...]
     """Which values of the recorded state it reads, at the newest tick. The lab's: the three angles. Positions in the
     arm's base frame are left out: where a phantom stands is for the pictures to tell."""
-    hidden_dim: int = 64
+    hidden_dim: Count = 64
 
     def __post_init__(self) -> None:
-        check_at_least_one(self, "hidden_dim")
+        check(self)
         if not self.columns or min(self.columns) < 0 or len(set(self.columns)) < len(self.columns):
             raise UserError(
                 f"StateEncoderConfig.columns is {self.columns}; it must be different numbers of values, from 0"
@@ -81,21 +81,19 @@ class FusionConfig:
     vl_pool: Literal["auto", "mean", "attention"] = "auto"
     """How S tokens become one vector; auto: attention where S > 1, else mean (reference: mean). With attention,
     cross_attention fusion reads tokens that know their slot, too."""
-    vl_pool_heads: int = 8
-    vl_pool_width: int | None = None
+    vl_pool_heads: Count = 8
+    vl_pool_width: Count | None = None
     """Width of the attention-pooled vector; None: the tokens' own width. It has to hold what all slots say
     together, so give narrow tokens a wider one."""
     masked_pool: bool = True
     """Absent tokens are left out of the mean (reference: False, padding counts)."""
-    num_heads: int = 8
+    num_heads: Count = 8
     """Heads of cross_attention."""
-    dropout: float = 0.1
+    dropout: Share = 0.1
     """Dropout of cross_attention's weights."""
 
     def __post_init__(self) -> None:
-        check_choices(self)
-        check_at_least_one(self, "vl_pool_heads", "num_heads")
-        check_share(self, "dropout")
+        check(self)
 
     def pool(self, vl_slots: int) -> Literal["mean", "attention"]:
         """Returns `vl_pool` with auto resolved."""

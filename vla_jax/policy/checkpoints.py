@@ -66,10 +66,14 @@ def resolve_checkpoint(path: Path, checkpoint: str = "latest") -> Path:
             f"{path} holds no checkpoint; train one with: python -m experiments.train … --out {path}"
         )
     if checkpoint == "best":
+        found = {step: read_metadata(run / CHECKPOINTS / str(step)) for step in steps}
+        newest = found[steps[-1]].identity.data_key
+        # Errors on other data than the newest checkpoint's are not to be compared with its.
         scored = {
-            step: read_metadata(run / CHECKPOINTS / str(step)).metrics.get(BEST_METRIC) for step in steps
+            step: metadata.metrics[BEST_METRIC]
+            for step, metadata in found.items()
+            if BEST_METRIC in metadata.metrics and metadata.identity.data_key == newest
         }
-        scored = {step: score for step, score in scored.items() if score is not None}
         if not scored:
             raise UserError(f"{run} has no validated checkpoint to be the best; use the latest")
         return run / CHECKPOINTS / str(min(scored, key=scored.__getitem__))

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from vla_jax.contracts.checks import check_at_least_one, check_choices, check_heads
+from vla_jax.contracts.checks import Count, check, check_heads
 from vla_jax.contracts.specs import DataSpec, FeatureSpec
 from vla_jax.heads.head_config import HeadConfig, head_config
 from vla_jax.models.config import FusionConfig, FusionStrategy, SensorEncoderConfig, StateEncoderConfig
@@ -17,12 +17,12 @@ class PolicyConfig:
 
     head: HeadConfig
     """The action head, of any registered kind."""
-    vl_dim: int
+    vl_dim: Count
     """Width V of a vision-language token."""
-    vl_slots: int = 1
+    vl_slots: Count = 1
     """Number S of token slots, at most; slot embeddings are learned for each."""
-    horizon: int = 8
-    action_dim: int = 7
+    horizon: Count = 8
+    action_dim: Count = 7
     sensor: SensorEncoderConfig = field(default_factory=SensorEncoderConfig)
     fusion: FusionConfig = field(default_factory=FusionConfig)
     state: StateEncoderConfig | None = None
@@ -35,8 +35,7 @@ class PolicyConfig:
     """Recompute layers' activations in the backward pass: less memory, about a third more arithmetic."""
 
     def __post_init__(self) -> None:
-        check_choices(self)
-        check_at_least_one(self, "vl_dim", "vl_slots", "horizon", "action_dim")
+        check(self)
         if self.fusion.strategy == "cross_attention":
             check_heads(self, self.head.hidden_dim, self.fusion.num_heads, "head.hidden_dim")
         if self.vl_pool == "attention":

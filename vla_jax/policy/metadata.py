@@ -20,14 +20,19 @@ _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "numpy", "vla-jax")
 
 @dataclass(frozen=True)
 class RunIdentity:
-    """What a policy was trained on, for people and for telling runs apart (JSON values); nothing is decided by it.
+    """What a policy was trained on, for people and for telling runs and data sets apart (JSON values).
 
     features: of the vision-language features, what made them, and its digest. data: path, content, settings and
-    sizes of the data set.
+    sizes of the data set (`PackedDataset.describe`).
     """
 
     features: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def data_key(self) -> str | None:
+        """Tells data sets apart: by their samples, or where an earlier version wrote it by their content."""
+        return self.data.get("samples", self.data.get("content"))
 
 
 def _library_versions() -> dict[str, str]:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from vla_jax.contracts.checks import check_choices
+from vla_jax.contracts.checks import check
 
 ActionScaling = Literal["mean_std", "min_max", "none"]
 SensorScaling = Literal["centred", "none"]
@@ -23,4 +23,4 @@ class NormalisationConfig:
     """mean_std: per slot and feature dimension."""
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check(self)

@@ -1,5 +1,6 @@
 """Reads `capture` episodes: raw recordings robot_state_*.csv, sensor_data_*.npz and View*/[left|right/]*.jpg."""
 
+import math
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from vla_jax.contracts.specs import LAB_STATE
+from vla_jax.errors import UserError
 from vla_jax.recordings.findings import EpisodeError
 from vla_jax.recordings.frame import Frame, frame_times, frames_in
 from vla_jax.recordings.lab import NUM_CHANNELS, SENSOR_HZ, pose_columns, task_instruction
@@ -30,6 +32,12 @@ class CaptureOptions:
 
     match_limit_ms: float = 10.0
     """Drop a capture's picture that is further than this from every pose, in milliseconds; they are counted."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.match_limit_ms < math.inf:
+            raise UserError(
+                f"--match-limit-ms {self.match_limit_ms:g} is impossible; give a number of milliseconds, 0 or more"
+            )
 
 
 class CaptureReader(EpisodeReader):

@@ -5,6 +5,7 @@ import glob
 import os
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -118,16 +119,33 @@ def _expand(source: str) -> list[Path]:
 
 
 def _walk(root: Path, source: str) -> list[EpisodeFolder]:
+    """Finds the episodes below a folder. Not by `os.walk`, which calls itself for each level, and so has a deepest."""
     episodes = []
-    for folder, subfolders, files in os.walk(root, followlinks=False):
-        reader = recognise([*files, *(f"{name}/" for name in subfolders)])
+    waiting = [str(root)]
+    while waiting:
+        folder = waiting.pop()
+        names, subfolders = _entries(folder)
+        reader, found = recognise(names), ()
         if reader is not None:
             try:
                 found = reader.episodes(Path(folder))
             except EpisodeError as error:
                 raise UserError(f"{folder}: {error}") from error
             episodes += [EpisodeFolder(path, reader, source, root) for path in found]
-            if found:
-                subfolders.clear()
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        if not found:
+            seen = sorted(name for name in subfolders if not name.startswith("."))
+            waiting += [os.path.join(folder, name) for name in reversed(seen)]
     return episodes
+
+
+def _entries(folder: str) -> tuple[list[str], list[str]]:
+    """Returns what is in a folder, folders with a slash, and those of them to look into: none behind links."""
+    names, subfolders = [], []
+    # What cannot be read, or lies too deep to be named, holds nothing for us.
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            is_folder = entry.is_dir()
+            names.append(f"{entry.name}/" if is_folder else entry.name)
+            if is_folder and not entry.is_symlink():
+                subfolders.append(entry.name)
+    return names, subfolders

@@ -13,7 +13,7 @@ from jaxtyping import Float
 
 from feature_cache.keys import image_digest
 from vla_jax.recordings.findings import EpisodeError
-from vla_jax.recordings.untrusted_files import check_ordinary, check_times
+from vla_jax.recordings.untrusted_files import check_name, check_ordinary, check_times
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 MAX_IMAGE_BYTES = 256 << 20
@@ -100,6 +100,8 @@ def frames_in(folder: Path, below: str) -> tuple[Frame, ...]:
         EpisodeError: a name does not end in a time, or two end in the same.
     """
     names = [entry.name for entry in (folder / below).iterdir() if entry.suffix.lower() in IMAGE_SUFFIXES]
+    for name in names:
+        check_name(f"{below}/{name}")
     stamped = sorted((time_in_name(f"{below}/{name}"), f"{below}/{name}") for name in names)
     check_times(np.array([time for time, _ in stamped]), f"{below} (times in the file names)")
     return tuple(Frame(folder, path, time) for time, path in stamped)

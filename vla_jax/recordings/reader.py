@@ -81,25 +81,28 @@ class EpisodeReader(ABC):
         names, sizes and modification times. No file is opened.
         """
         resolved = episode.resolve()
-        lines = [f"{resolved.parent.name}/{resolved.name}", *sorted(_file_lines(str(episode), ""))]
+        lines = [f"{resolved.parent.name}/{resolved.name}", *sorted(_file_lines(str(episode)))]
         return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def _file_lines(folder: str, prefix: str) -> Iterator[str]:
+def _file_lines(episode: str) -> Iterator[str]:
     """Yields a line per file below a folder: its path there, size and time; folders behind links are not entered."""
-    try:
-        entries = list(os.scandir(folder))
-    except OSError:
-        # The reader will say what is wrong with it.
-        yield f"{prefix}\0unreadable"
-        return
-    for entry in entries:
+    waiting = [(episode, "")]
+    while waiting:
+        folder, prefix = waiting.pop()
         try:
-            is_folder, status = entry.is_dir(), entry.stat()
+            entries = list(os.scandir(folder))
         except OSError:
-            # A link to nothing, or to itself.
-            is_folder, status = False, entry.stat(follow_symlinks=False)
-        if not is_folder:
-            yield f"{prefix}{entry.name}\0{status.st_size}\0{status.st_mtime_ns}"
-        elif not entry.is_symlink():
-            yield from _file_lines(entry.path, f"{prefix}{entry.name}/")
+            # The reader will say what is wrong with it.
+            yield f"{prefix}\0unreadable"
+            continue
+        for entry in entries:
+            try:
+                is_folder, status = entry.is_dir(), entry.stat()
+            except OSError:
+                # A link to nothing, or to itself.
+                is_folder, status = False, entry.stat(follow_symlinks=False)
+            if not is_folder:
+                yield f"{prefix}{entry.name}\0{status.st_size}\0{status.st_mtime_ns}"
+            elif not entry.is_symlink():
+                waiting.append((entry.path, f"{prefix}{entry.name}/"))

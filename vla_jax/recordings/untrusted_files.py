@@ -13,6 +13,10 @@ from vla_jax.recordings.findings import EpisodeError
 MAX_TEXT_BYTES = 512 << 20
 
 
+# The year 2286; whoever tells times in milliseconds is past it since 1970.
+LATEST_UNIX_TIME = 1e10
+
+
 def check_ordinary(path: Path, max_bytes: int) -> None:
     """Raises EpisodeError unless the path is an ordinary file of at most `max_bytes`: pipes and devices never end.
 
@@ -23,6 +27,19 @@ def check_ordinary(path: Path, max_bytes: int) -> None:
         raise EpisodeError(f"{path.name}: is no ordinary file")
     if status.st_size > max_bytes:
         raise EpisodeError(f"{path.name}: {status.st_size} bytes are too many; at most {max_bytes} are read")
+
+
+def check_name(name: str) -> None:
+    """Raises EpisodeError where a file's or folder's name is no UTF-8 text: data sets and prompts hold it as such."""
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise EpisodeError(f"{printable(name)}: the name is no UTF-8 text; rename it") from error
+
+
+def printable(name: str) -> str:
+    """Returns a name in which what is no UTF-8 is written as an escape."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def read_json_object(path: Path, max_bytes: int = MAX_TEXT_BYTES) -> dict[str, Any]:
@@ -91,6 +108,10 @@ def check_times(times: np.ndarray, what: str) -> None:
     if not np.isfinite(times).all():
         row = int(np.argmin(np.isfinite(times)))
         raise EpisodeError(f"{what}: time stamp {row} is {times[row]}")
+    if len(times) and (far := float(np.abs(times).max())) > LATEST_UNIX_TIME:
+        raise EpisodeError(
+            f"{what}: time {far:.6g} is no unix time in seconds{_unit_of(far)}; recordings tell times in seconds"
+        )
     steps = np.diff(times)
     if (steps <= 0).any():
         row = int(np.argmax(steps <= 0))
@@ -100,3 +121,11 @@ def check_times(times: np.ndarray, what: str) -> None:
             f"{what}: times must ascend, but time {row + 1} {kind}{amount} "
             f"({int((steps <= 0).sum())} such place(s))"
         )
+
+
+def _unit_of(far: float) -> str:
+    """Returns in which unit a large number would be a time of this century."""
+    for name, seconds in (("milliseconds", 1e3), ("microseconds", 1e6), ("nanoseconds", 1e9)):
+        if far / seconds < LATEST_UNIX_TIME:
+            return f", it looks like {name}"
+    return ""

@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from vla_jax.contracts.checks import shown
 from vla_jax.contracts.specs import LAB_ACTIONS, LAB_STATE
+from vla_jax.recordings.clocks import check_rate
 from vla_jax.recordings.findings import EpisodeError
 from vla_jax.recordings.frame import Frame, frames_in
 from vla_jax.recordings.lab import NUM_CHANNELS, SENSOR_HZ, pose_columns, task_instruction
@@ -18,6 +20,11 @@ from vla_jax.recordings.untrusted_files import check_times, read_csv_columns, re
 from vla_jax.recordings.untrusted_npz import NpzMember, open_npz
 
 MAX_WINDOW_ROWS = 100_000
+SLOWEST_SENSOR_HZ, FASTEST_SENSOR_HZ = 1.0, 1e6
+# Windows that share no rows fill that part of the time at least, and that many times of it at most.
+MAX_GAP_RATIO = 100.0
+# Of rates and counts in the metadata.
+LARGEST_NUMBER = 1e12
 
 
 class WindowsReader(EpisodeReader):
@@ -43,10 +50,13 @@ class WindowsReader(EpisodeReader):
         with recording.collecting():
             recording.segments = _segments(metadata)
         with recording.collecting():
-            recording.rate_hz = _number(metadata, "robot_hz") or recording.rate_hz
+            declared = _number(metadata, "robot_hz")
+            recording.rate_hz = declared or recording.rate_hz
             states = _robot_states(episode, metadata)
             if states is not None:
                 recording.times, recording.state = states
+                if declared and len(recording.times) > 1:
+                    check_rate("robot_hz", declared, float(1.0 / np.median(np.diff(recording.times))))
         with recording.collecting():
             recording.corrections = _corrections(episode)
         with recording.collecting():
@@ -79,8 +89,8 @@ def _number(metadata: dict[str, Any], key: str) -> float | None:
     value = metadata.get(key)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value) or value < 0:
-        raise EpisodeError(f"metadata.json: {key} is {value!r}, expected a number"[:200])
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= LARGEST_NUMBER:
+        raise EpisodeError(f"metadata.json: {key} is {shown(value)}, expected a number")
     return float(value)
 
 
@@ -116,7 +126,7 @@ def _segments(metadata: dict[str, Any]) -> tuple[Segment, ...]:
         found = tuple(
             Segment(str(entry["name"]), float(entry["start"]), float(entry["end"])) for entry in segments
         )
-    except (TypeError, KeyError, ValueError) as error:
+    except (TypeError, KeyError, ValueError, OverflowError) as error:
         raise EpisodeError("metadata.json: segments is not a list of {name, start, end}") from error
     if not all(np.isfinite([s.start, s.end]).all() and s.start <= s.end for s in found):
         raise EpisodeError("metadata.json: a segment ends before it starts")
@@ -184,9 +194,38 @@ def _sensor(folder: Path, metadata: dict[str, Any]) -> SensorRecording | None:
     if declared is not None and len(end_times) < declared:
         raise EpisodeError(f"sensor_data.npz: {len(end_times)} windows, metadata.json says {int(declared)}")
     hz = _number(metadata, "sensor_hz")
-    if hz == 0:
-        raise EpisodeError("metadata.json: sensor_hz is 0")
-    return SensorRecording(WindowMember(members["data"]), end_times, hz or SENSOR_HZ)
+    if hz is not None:
+        _check_sensor_rate(hz, members["data"], end_times)
+    return SensorRecording(WindowMember(members["data"]), end_times, SENSOR_HZ if hz is None else hz)
+
+
+def _check_sensor_rate(hz: float, windows: NpzMember, end_times: np.ndarray) -> None:
+    """Refuses a rate that is not that of overlapping windows, or at which windows that share no rows would fill a
+    hundredth of the time, or a hundred times of it.
+
+    Raises:
+        EpisodeError: names both rates.
+    """
+    if not SLOWEST_SENSOR_HZ <= hz <= FASTEST_SENSOR_HZ:
+        raise EpisodeError(
+            f"metadata.json: sensor_hz is {hz:.6g}, expected {SLOWEST_SENSOR_HZ:g} to {FASTEST_SENSOR_HZ:g}"
+        )
+    if len(end_times) < 2:
+        return
+    first, second = next(windows.blocks(2))[:2]
+    num_rows = len(first)
+    # Where windows overlap, the second repeats the end of the first from some row on.
+    same = np.flatnonzero((first[1:] == second[0]).all(axis=1)) + 1
+    shift = next((k for k in same.tolist() if np.array_equal(first[k:], second[: num_rows - k])), num_rows)
+    if num_rows > 1 and np.array_equal(first[-2], first[-1]):  # Rows that do not change overlap anywhere.
+        shift = num_rows
+    measured = shift / float(np.median(np.diff(end_times)))
+    if shift < num_rows:
+        check_rate("sensor_hz", hz, measured)
+    elif not measured / MAX_GAP_RATIO <= hz <= MAX_GAP_RATIO * measured:
+        raise EpisodeError(
+            f"metadata.json: sensor_hz is {hz:.6g}, but {measured:.3g} rows a second were recorded"
+        )
 
 
 def _check_windows(member: NpzMember) -> None:

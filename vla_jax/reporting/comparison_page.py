@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from vla_jax.contracts.metric_names import BEST_METRIC, LOSS, WAITING
-from vla_jax.reporting.drawing import BLUE, GREEN, GREY, ORANGE, new_figure, png
+from vla_jax.contracts.metric_names import BEST_METRIC, LIVE_VALIDATION, LOSS, VALIDATION, WAITING
+from vla_jax.reporting.drawing import BLUE, GREEN, GREY, ORANGE, Drawing, drawn, new_figure
 from vla_jax.reporting.page import NOT_DEFINED, Cell, ReportFigure, figure, number, page, section, table
 from vla_jax.training.history import RunHistory, validation_names
 
@@ -105,15 +105,20 @@ def run_names(histories: Sequence[RunHistory]) -> list[str]:
     return ["/".join(path[-depth:]) for path in paths]
 
 
-def comparison_html(histories: Sequence[RunHistory], rows: Sequence[Row], limit: float | None) -> str:
-    """Builds the report: table, curves and differing settings."""
+def comparison_html(
+    histories: Sequence[RunHistory],
+    rows: Sequence[Row],
+    limit: float | None,
+    figures: Sequence[ReportFigure] | None = None,
+) -> str:
+    """Builds the report: table, curves and differing settings. figures: of `curve_figures`, drawn already."""
     shown = [cells(row, limit) for row in rows]
     summary = table(
         ("", *shown[0]),
         [[row.name, *values.values()] for row, values in zip(rows, shown, strict=True)],
     )
     parts = [section("Runs", summary, NOTE)]
-    parts += [figure(entry) for entry in curve_figures(histories, limit)]
+    parts += [figure(entry) for entry in figures or curve_figures(histories, limit)]
     changed = differences(histories)
     if len(histories) > 1:
         content = (
@@ -129,14 +134,37 @@ def comparison_html(histories: Sequence[RunHistory], rows: Sequence[Row], limit:
     return page(title, ", ".join(row.name for row in rows), parts)
 
 
+_WEIGHTS = {
+    VALIDATION: "the averaged weights, which evaluation uses",
+    LIVE_VALIDATION: "the weights as trained",
+}
+_ERRORS = {
+    "action_mse": "Mean squared error of sampled actions on held-out episodes, all dimensions and the whole horizon, "
+    "in mm² and degrees², of {}.",
+    "action_mae": "Mean absolute error of sampled actions on held-out episodes, in mm and degrees, of {}.",
+    "loss": "The training loss on held-out episodes, of {}; not comparable between kinds of heads.",
+}
+CAPTIONS = {
+    LOSS: "Training loss, mean of the updates since the last log line; not comparable between kinds of heads."
+}
+CAPTIONS |= {
+    f"{group}/{name}": text.format(weights)
+    for group, weights in _WEIGHTS.items()
+    for name, text in _ERRORS.items()
+}
+"""What a curve shows, under its metric's name."""
+
+
 def curve_figures(histories: Sequence[RunHistory], limit: float | None = None) -> list[ReportFigure]:
     """Draws the training loss and every held-out metric that a run has, all runs in one picture each."""
-    captions = {LOSS: "Mean of the updates since the last log line."}
+    captions = CAPTIONS
     if limit is not None:
-        captions[BEST_METRIC] = f"Dotted: the error to reach, {number(limit)}."
+        captions = captions | {
+            BEST_METRIC: f"{captions[BEST_METRIC]} Dotted: the error to reach, {number(limit)}."
+        }
     limits = {BEST_METRIC: limit}
     return [
-        ReportFigure(name, captions.get(name, ""), _curves_png(name, histories, limits.get(name)))
+        ReportFigure(name, captions.get(name, ""), _curves(name, histories, limits.get(name)))
         for name in (LOSS, *validation_names(list(histories)))
         if any(name in history.curves for history in histories)
     ]
@@ -147,7 +175,7 @@ def text(value: Any) -> str:
     return NOT_DEFINED if value is None else str(value)
 
 
-def _curves_png(name: str, histories: Sequence[RunHistory], limit: float | None) -> bytes:
+def _curves(name: str, histories: Sequence[RunHistory], limit: float | None) -> Drawing:
     drawing = new_figure(3.6)
     axis = drawing.subplots()
     positive = True
@@ -172,9 +200,9 @@ def _curves_png(name: str, histories: Sequence[RunHistory], limit: float | None)
         axis.set_yscale("log")
     axis.set_xlabel("updates")
     axis.set_ylabel(name)
-    axis.tick_params(which="minor", labelsize=8)
-    drawing.legend(loc="outside right upper", frameon=False, fontsize=8)
-    return png(drawing)
+    axis.tick_params(which="minor", labelsize=9)
+    drawing.legend(loc="outside right upper", frameon=False, fontsize=9)
+    return drawn(drawing)
 
 
 def as_json(histories: Sequence[RunHistory], rows: Sequence[Row]) -> dict[str, Any]:

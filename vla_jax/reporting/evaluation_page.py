@@ -35,7 +35,7 @@ def report_html(metrics: Mapping[str, Any], figures: Sequence[ReportFigure], act
     )
     parts = [
         _cards(metrics, actions),
-        section("Policy and baselines", _headline_table(metrics), _baseline_note(metrics, actions)),
+        section("Policy and baselines", _headline_table(metrics, actions), _baseline_note(metrics, actions)),
     ]
     if metrics["segments"]:
         parts.append(section("Segments of the episodes", _segment_table(metrics, actions), _segment_note()))
@@ -44,6 +44,7 @@ def report_html(metrics: Mapping[str, Any], figures: Sequence[ReportFigure], act
         section("Dimensions", _dimension_table(metrics, actions), _dimension_note()),
         section("With and without sensor", _subset_table(metrics)),
         section("Latency", _latency_table(metrics["latency"]), _latency_note()),
+        section("Training", _settings_table(metrics), "The run's config.json has them all."),
         section("Provenance", _provenance_tables(metrics)),
     ]
     return page(title, lead, parts)
@@ -57,38 +58,64 @@ def factor(value: float | None) -> Cell:
 
 
 def _cards(metrics: Mapping[str, Any], actions: ActionSpec) -> str:
-    factors, final_mm = metrics["factors"], metrics["drift"]["final_mm"]
-    drift = (
-        [("final drift", f"{number(final_mm)} mm", "open loop, mean of episodes")]
-        if final_mm is not None
-        else []
+    factors, drift, intervals = metrics["factors"], metrics["drift"], metrics.get("intervals", {})
+    entries = []
+    for name, unit, key, interval in (
+        ("position error", "mm", "translation_mse", "position_rmse"),
+        ("angle error", "°", "rotation_mse", "angle_rmse"),
+    ):
+        length = _length(metrics[key], actions, unit)
+        if length is not None:
+            note = f"RMS length a tick{_between(intervals.get(interval))}"
+            entries.append((name, f"{number(length)} {unit}", note))
+    if not entries:
+        entries.append(("overall MSE", number(metrics["overall_mse"]), f"all {actions.size} dimensions"))
+    for baseline, text in (("mean", "the mean action"), ("zero", "standing still")):
+        by_motion = factors[baseline]["motion_mse"]
+        shown = factors[baseline]["overall_mse"] if by_motion is None else by_motion
+        entries.append(
+            (f"better than {text}", factor(shown).text, "by motion MSE" if by_motion else "by overall MSE")
+        )
+    if drift["final_mm"] is not None:
+        angle = "" if drift["final_deg"] is None else f"and {number(drift['final_deg'])}°, "
+        entries.append(("final drift", f"{number(drift['final_mm'])} mm", f"{angle}open loop, mean"))
+    entries.append(("latency", f"{number(metrics['latency']['p50_ms'])} ms", "median, one observation"))
+    return cards(entries)
+
+
+def _length(mse: float | None, actions: ActionSpec, unit: str) -> float | None:
+    """Returns the root mean square length of the error vector of the dimensions that have a unit."""
+    dims = actions.dims("deg" if unit == "°" else unit)
+    return None if mse is None or not dims else (mse * len(dims)) ** 0.5
+
+
+def _between(interval: Sequence[float] | None) -> str:
+    return (
+        ""
+        if interval is None
+        else f"; 95 % interval over episodes {number(interval[0])} to {number(interval[1])}"
     )
-    return cards(
-        [
-            ("overall MSE", number(metrics["overall_mse"]), f"all {actions.size} dimensions, whole horizon"),
-            ("better than zero", factor(factors["zero"]["overall_mse"]).text, _by_motion(factors["zero"])),
-            ("better than mean", factor(factors["mean"]["overall_mse"]).text, _by_motion(factors["mean"])),
-            *drift,
-            ("latency", f"{number(metrics['latency']['p50_ms'])} ms", "median, one observation"),
-        ]
-    )
 
 
-def _by_motion(factors: Mapping[str, float | None]) -> str:
-    return f"by overall MSE; {factor(factors['motion_mse']).text} by motion MSE"
+def r2_cell(value: float | None) -> Cell:
+    """Returns an R² as it is read: below 0, the prediction is worse than the mean of what it is compared with."""
+    if value is None:
+        return Cell(NOT_DEFINED)
+    return Cell("below −1" if value < -1 else number(value), "bad" if value < 0 else "")
 
 
-def _headline_table(metrics: Mapping[str, Any]) -> str:
+def _headline_table(metrics: Mapping[str, Any], actions: ActionSpec) -> str:
     header = (
         "",
-        "overall MSE",
+        "position error, RMS [mm]",
         "factor",
-        "motion MSE",
+        "angle error, RMS [°]",
         "factor",
-        "overall MAE",
-        "first action MSE",
+        "first action, motion MSE",
         "final drift [mm]",
-        "final drift [deg]",
+        "final drift [°]",
+        "overall MSE",
+        "overall MAE",
     )
     rows = []
     for name in ROWS:
@@ -97,14 +124,15 @@ def _headline_table(metrics: Mapping[str, Any]) -> str:
         rows.append(
             [
                 name,
-                Cell(number(entry["overall_mse"]), "strong"),
-                factor(factors.get("overall_mse")),
-                Cell(number(entry["motion_mse"]), "strong"),
-                factor(factors.get("motion_mse")),
-                number(entry["overall_mae"]),
-                number(entry["first_action_mse"]),
+                Cell(number(_length(entry["translation_mse"], actions, "mm")), "strong"),
+                factor(factors.get("translation_mse")),
+                Cell(number(_length(entry["rotation_mse"], actions, "°")), "strong"),
+                factor(factors.get("rotation_mse")),
+                number(entry["first_motion_mse"]),
                 number(entry["drift"]["final_mm"]),
                 number(entry["drift"]["final_deg"]),
+                number(entry["overall_mse"]),
+                number(entry["overall_mae"]),
             ]
         )
     return table(header, rows)
@@ -112,7 +140,10 @@ def _headline_table(metrics: Mapping[str, Any]) -> str:
 
 def _baseline_note(metrics: Mapping[str, Any], actions: ActionSpec) -> str:
     note = "; ".join(f"{name}: {sentence}" for name, sentence in SENTENCES.items())
-    note += ". Factor: the baseline's error over the policy's. Motion: the dimensions in mm and degrees"
+    note += (
+        ". Factor: the baseline's mean squared error over the policy's. Errors of position and angle are lengths of "
+        "the error vector at each predicted tick, over the whole horizon. Motion: the dimensions in mm and degrees"
+    )
     still = [dim for dim, unit in enumerate(actions.units) if not unit and metrics["r2_per_dim"][dim] is None]
     if still:
         names = " and ".join(actions.names[dim] for dim in still)
@@ -137,7 +168,7 @@ def _segment_table(metrics: Mapping[str, Any], actions: ActionSpec) -> str:
                 number(every["samples"]),
                 Cell(number(every["motion_mse"]), "strong"),
                 *(number(value) for value in baselines),
-                *(number(value) for value in every["r2_per_dim"][:3]),
+                *(r2_cell(value) for value in every["r2_per_dim"][:3]),
                 number(every["mse_per_dim"][last]),
                 number(sensor["mse_per_dim"][last]),
             ]
@@ -148,7 +179,8 @@ def _segment_table(metrics: Mapping[str, Any], actions: ActionSpec) -> str:
 def _segment_note() -> str:
     return (
         "Stretches named in the recording; they may overlap. R² is over the whole horizon and against the "
-        "segment's own mean, so a segment in which little happens is a hard one."
+        "segment's own mean, so a segment in which little happens is a hard one: below 0 it is worse than that mean. "
+        "MSE in mm² and degrees²."
     )
 
 
@@ -170,8 +202,8 @@ def _dimension_table(metrics: Mapping[str, Any], actions: ActionSpec) -> str:
             number(metrics["mse_per_dim"][dim]),
             number(metrics["mae_per_dim"][dim]),
             number(metrics["mse_per_dim"][dim] ** 0.5),
-            number(metrics["r2_per_dim"][dim]),
-            number(metrics["first_r2_per_dim"][dim]),
+            r2_cell(metrics["r2_per_dim"][dim]),
+            r2_cell(metrics["first_r2_per_dim"][dim]),
             number(metrics["correlations"][dim]),
         ]
         for dim, name in enumerate(metrics["action_names"])
@@ -180,7 +212,7 @@ def _dimension_table(metrics: Mapping[str, Any], actions: ActionSpec) -> str:
 
 
 def _dimension_note() -> str:
-    return "A dash: not defined, because the dimension does not change."
+    return "A dash: not defined, because the dimension does not change. R² below 0: worse than the mean."
 
 
 def _subset_table(metrics: Mapping[str, Any]) -> str:
@@ -205,6 +237,13 @@ def _latency_table(latency: Mapping[str, Any]) -> str:
 
 def _latency_note() -> str:
     return "From features and sensor window in host memory to actions in host memory, warm; the backbone not included."
+
+
+def _settings_table(metrics: Mapping[str, Any]) -> str:
+    settings = metrics.get("training") or {"settings": "not known, the policy was imported"}
+    return table(
+        ("setting", "value"), [[str(name), Cell(_plain(value), "text")] for name, value in settings.items()]
+    )
 
 
 def _provenance_tables(metrics: Mapping[str, Any]) -> str:

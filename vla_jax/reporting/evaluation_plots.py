@@ -1,4 +1,4 @@
-"""The report's figures, as PNG bytes."""
+"""The report's figures."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from matplotlib.patches import Patch
 
 from vla_jax.contracts.specs import ActionSpec
 from vla_jax.evaluation.drift import Drift
-from vla_jax.reporting.drawing import BLUE, DARK, GREEN, GREY, ORANGE, new_figure, png
+from vla_jax.reporting.drawing import BLUE, DARK, GREEN, GREY, ORANGE, Drawing, drawn, new_figure
 
 RECORDED, POLICY = DARK, BLUE
 BASELINES = {"zero": GREY, "mean": ORANGE, "previous": GREEN}
@@ -39,7 +39,7 @@ class Trace:
     segments: tuple[tuple[str, float, float], ...] = ()
 
 
-def trace_figure(traces: Sequence[Trace], actions: ActionSpec) -> bytes:
+def trace_figure(traces: Sequence[Trace], actions: ActionSpec) -> Drawing:
     """Draws the first three dimensions of predicted and recorded first actions over time: a row per dimension, a
     column per episode."""
     dims = range(min(3, actions.size))
@@ -48,13 +48,13 @@ def trace_figure(traces: Sequence[Trace], actions: ActionSpec) -> bytes:
     names = list(dict.fromkeys(name for trace in traces for name, _, _ in trace.segments))
     colours = {name: SEGMENTS[i % len(SEGMENTS)] for i, name in enumerate(names)}
     for column, trace in enumerate(traces):
-        axes[0, column].set_title(trace.title, fontsize=8, loc="left")
+        axes[0, column].set_title(trace.title, fontsize=9, loc="left")
         for row, dim in enumerate(dims):
             axis = axes[row, column]
             for name, start, end, is_nested in sorted(_layered(trace.segments), key=lambda entry: entry[-1]):
                 bottom = 1.0 - BAND if is_nested else 0.0
                 if is_nested:  # its colour would mix with that of the segment below
-                    axis.axvspan(start, end, bottom, color="white", linewidth=0)
+                    axis.axvspan(start, end, bottom, color="#ffffff", linewidth=0)
                 axis.axvspan(start, end, bottom, color=colours[name], alpha=SHADE, linewidth=0)
             axis.plot(trace.time, trace.recorded[:, dim], color=RECORDED, linewidth=1.1)
             axis.plot(trace.time, trace.predicted[:, dim], color=POLICY, linewidth=1.3)
@@ -68,11 +68,11 @@ def trace_figure(traces: Sequence[Trace], actions: ActionSpec) -> bytes:
         Line2D([], [], color=POLICY, label="predicted"),
         *(Patch(color=colours[name], alpha=SHADE, linewidth=0, label=name) for name in names),
     ]
-    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), frameon=False, fontsize=8)
-    return png(figure)
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), frameon=False, fontsize=9)
+    return drawn(figure)
 
 
-def horizon_figure(per_horizon: Mapping[str, Mapping[str, Sequence[float | None]]]) -> bytes:
+def horizon_figure(per_horizon: Mapping[str, Mapping[str, Sequence[float | None]]]) -> Drawing:
     """Draws the error at each step of the horizon, for the policy and the baselines.
 
     per_horizon: name → metrics with translation_rmse_per_horizon and rotation_rmse_per_horizon; where neither is
@@ -103,10 +103,10 @@ def horizon_figure(per_horizon: Mapping[str, Mapping[str, Sequence[float | None]
         axis.set_ylabel(f"{key.split('_')[0].replace('mse', 'action')} error, RMS [{unit}]")
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False, fontsize=9)
-    return png(figure)
+    return drawn(figure)
 
 
-def drift_figure(drifts: Sequence[Drift], action_hz: float) -> bytes:
+def drift_figure(drifts: Sequence[Drift], action_hz: float) -> Drawing:
     """Draws the open-loop drift of every stretch over time, and their mean where all of them last."""
     figure = new_figure(3.1)
     shortest = min(drift.ticks for drift in drifts)
@@ -126,7 +126,7 @@ def drift_figure(drifts: Sequence[Drift], action_hz: float) -> bytes:
         Line2D([], [], color=RECORDED, linewidth=2.0, label="mean, while all episodes last"),
     ]
     figure.legend(handles=handles, loc="outside upper center", ncols=2, frameon=False, fontsize=9)
-    return png(figure)
+    return drawn(figure)
 
 
 def scatter_figure(
@@ -134,7 +134,7 @@ def scatter_figure(
     target: Float[np.ndarray, "n h a"],
     r2: Sequence[float | None],
     actions: ActionSpec,
-) -> bytes:
+) -> Drawing:
     """Draws predicted against recorded values, whole horizon, of the dimensions in mm and degrees, or of all where
     there are none."""
     dims = sorted(actions.dims("mm") + actions.dims("deg")) or list(range(actions.size))
@@ -152,16 +152,17 @@ def scatter_figure(
         low, high = float(min(x.min(), y.min())), float(max(x.max(), y.max()))
         margin = max(0.05 * (high - low), 1e-3)
         axis.plot([low, high], [low, high], color=GREY, linewidth=1.0)
-        axis.scatter(x, y, s=5, color=POLICY, alpha=0.25, linewidths=0)
+        axis.scatter(x, y, s=5, color=POLICY, alpha=0.25, linewidths=0, rasterized=True)
         axis.set_xlim(low - margin, high + margin)
         axis.set_ylim(low - margin, high + margin)
         axis.set_aspect("equal")
         axis.locator_params(nbins=5)
-        quality = "not defined: constant" if r2[dim] is None else f"{r2[dim]:.2f}"
+        value = r2[dim]
+        quality = "not defined: constant" if value is None else "below −1" if value < -1 else f"{value:.2f}"
         axis.set_title(f"{_label(actions, dim)}   R² {quality}", fontsize=9, loc="left")
     figure.supxlabel("recorded", fontsize=10)
     figure.supylabel("predicted", fontsize=10)
-    return png(figure)
+    return drawn(figure)
 
 
 def _layered(

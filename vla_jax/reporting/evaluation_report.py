@@ -1,4 +1,4 @@
-"""The files of an open-loop evaluation: metrics.json, report.html and predictions.npz."""
+"""The files of an open-loop evaluation: metrics.json, report.html, its figures, and predictions.npz."""
 
 import json
 import tempfile
@@ -19,7 +19,7 @@ from vla_jax.reporting.evaluation_plots import (
     scatter_figure,
     trace_figure,
 )
-from vla_jax.reporting.page import ReportFigure, number
+from vla_jax.reporting.page import ReportFigure, number, write_figures
 from vla_jax.storage.replacing import replace_file, replace_text
 
 MAX_TRACES = 3
@@ -35,7 +35,8 @@ def write_evaluation(evaluation: Evaluation, dataset: PackedDataset, out: Path) 
     """
     predictions, report = evaluation.predictions, out / "report.html"
     make_report_directory(out)
-    page = report_html(evaluation.metrics, report_figures(evaluation, dataset), dataset.spec.actions)
+    figures = report_figures(evaluation, dataset)
+    page = report_html(evaluation.metrics, figures, dataset.spec.actions)
     try:
         replace_file(
             out / "predictions.npz",
@@ -48,6 +49,7 @@ def write_evaluation(evaluation: Evaluation, dataset: PackedDataset, out: Path) 
             ),
         )
         replace_text(report, page)
+        write_figures(out / "figures", figures)
         text = json.dumps(evaluation.metrics, indent=2, allow_nan=False)
         replace_text(out / "metrics.json", text + "\n")
     except OSError as error:

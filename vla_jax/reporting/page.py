@@ -2,21 +2,26 @@
 
 import base64
 import html
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from vla_jax.reporting.drawing import Drawing
 from vla_jax.reporting.style import STYLE
+from vla_jax.storage.replacing import replace_file, replace_text
 
 NOT_DEFINED = "–"
 
 
 @dataclass(frozen=True)
 class ReportFigure:
-    """A picture of a report. caption: what is to be seen; its title is what is read to those who cannot see it."""
+    """A figure of a report. caption: what is to be seen; its title is what is read to those who cannot see it."""
 
     title: str
     caption: str
-    png: bytes
+    picture: Drawing | bytes
+    """A drawing, or the bytes of a PNG."""
 
 
 @dataclass(frozen=True)
@@ -82,10 +87,29 @@ def section(title: str, content: str, note: str = "") -> str:
 
 
 def figure(content: ReportFigure) -> str:
-    """Returns a picture in a box of its own."""
-    encoded = base64.b64encode(content.png).decode()
+    """Returns a figure in a box of its own."""
     title, caption = html.escape(content.title), html.escape(content.caption)
+    if isinstance(content.picture, Drawing):
+        shown = content.picture.inline().replace("<svg", f'<svg role="img" aria-label="{title}"', 1)
+    else:
+        encoded = base64.b64encode(content.picture).decode()
+        shown = f'<img alt="{title}" src="data:image/png;base64,{encoded}">'
     return (
-        f'<section>\n<h2>{title}</h2>\n<figure><img alt="{title}" src="data:image/png;base64,{encoded}">'
+        f'<section>\n<h2>{title}</h2>\n<figure><div class="scroll">{shown}</div>'
         f"<figcaption>{caption}</figcaption></figure>\n</section>"
     )
+
+
+def write_figures(folder: Path, figures: Sequence[ReportFigure]) -> None:
+    """Writes each drawing into a folder beside the page, as SVG and as PDF for papers, named by its title.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for entry in figures:
+        if isinstance(entry.picture, Drawing):
+            name = re.sub(r"\W+", "_", entry.title.lower()).strip("_")
+            replace_text(folder / f"{name}.svg", entry.picture.svg())
+            data = entry.picture.pdf()
+            replace_file(folder / f"{name}.pdf", lambda handle, data=data: handle.write(data))

@@ -5,7 +5,9 @@ number they were saved from.
 """
 
 import contextlib
+import errno
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,10 +18,12 @@ from orbax.checkpoint import v1 as ocp
 
 from vla_jax.errors import UserError
 from vla_jax.storage.checksums import write_checksums
-from vla_jax.storage.replacing import put_in_place, remove_leftovers
+from vla_jax.storage.replacing import put_in_place, remove_leftovers, why_not_written
 
 _JSON_FILE = "data.json"  # What Orbax's JSON handler calls it.
 # Names of folders that a killed process leaves beside the finished ones; all processes of a run write into one.
+# How tensorstore tells of a full disk or of a quota that is used up.
+_FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT), "RESOURCE_EXHAUSTED")
 _UNFINISHED, _ORBAX_UNFINISHED = ".unfinished", ".orbax-checkpoint-tmp"
 
 
@@ -153,8 +157,13 @@ def _writing(directory: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError) as error:  # tensorstore says a full disk with a ValueError.
-        shutil.rmtree(_unfinished(directory), ignore_errors=True)
-        raise UserError(f"cannot write {directory}: {error}") from error
+        unfinished = _unfinished(directory)
+        for remains in (unfinished, unfinished.with_name(unfinished.name + _ORBAX_UNFINISHED)):
+            shutil.rmtree(remains, ignore_errors=True)
+        if any(sign in str(error) for sign in _FULL):
+            error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        reason = why_not_written(error) if isinstance(error, OSError) else None
+        raise UserError(f"cannot write {directory}: {reason or error}") from error
 
 
 @contextlib.contextmanager

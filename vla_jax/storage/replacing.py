@@ -5,6 +5,7 @@ behind bears `TEMPORARY` in front of its name: readers pass it over, and `remove
 """
 
 import contextlib
+import errno
 import os
 import shutil
 import time
@@ -12,7 +13,42 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from vla_jax.errors import UserError
+
 TEMPORARY = ".tmp-"
+
+
+_CANNOT_WRITE = (
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO, errno.ENAMETOOLONG,
+    errno.ENOTDIR, errno.EISDIR,
+)  # fmt: skip
+
+
+@contextlib.contextmanager
+def writing_to(place: Path) -> Iterator[None]:
+    """Says in one line that something cannot be written: the disk is full or damaged, the folder is read-only.
+
+    Raises:
+        UserError: names the place, and the reason.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = why_not_written(error)
+        if reason is None:
+            raise
+        raise UserError(f"cannot write to {place}: {reason}") from error
+
+
+def why_not_written(error: OSError) -> str | None:
+    """Returns why something could not be written, and what to do; None for errors of other kinds."""
+    # numpy does not say why it wrote less than it should.
+    if error.errno in (errno.ENOSPC, errno.EDQUOT) or (error.errno is None and "written" in str(error)):
+        reason = os.strerror(error.errno or errno.ENOSPC)
+        return f"{reason}; make room and run the same command again: what is complete is kept"
+    if error.errno in _CANNOT_WRITE:
+        return f"{error.strerror}{'' if error.filename is None else f' ({error.filename})'}"
+    return None
 
 
 def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -34,7 +70,7 @@ def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 def replace_text(path: Path, text: str) -> None:
     """Writes a text file in UTF-8, as `replace_file` does."""
-    replace_file(path, lambda handle: handle.write(text.encode()))
+    replace_file(path, lambda handle: handle.write(text.encode("utf-8", "backslashreplace")))
 
 
 @contextlib.contextmanager

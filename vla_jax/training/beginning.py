@@ -18,7 +18,7 @@ from vla_jax.training.config import Rewarm, TrainConfig
 from vla_jax.training.optimizer import make_schedule
 from vla_jax.training.recipes import make_config
 from vla_jax.training.request import Request
-from vla_jax.training.settings import differing, replaced
+from vla_jax.training.settings import differing, flat, replaced
 from vla_jax.training.unrestored import unrestored
 
 FUSION = "policy.fusion.strategy"
@@ -36,6 +36,8 @@ class Beginning:
     """The checkpoint that the run goes on from; None for a new run."""
     initial: PolicyArtifact | None
     """The policy whose weights and normalisation a new run begins with, if any."""
+    other_data: bool
+    """Whether the run goes on with another data set than it was trained on so far."""
     notes: tuple[str, ...]
     """What was decided without being asked for, in lines to show."""
 
@@ -58,6 +60,12 @@ def begin(request: Request, dataset: PackedDataset, settings: Mapping[str, Any] 
     # 2. The run goes on from its newest checkpoint if it may and has one; else it is new.
     going_on = request.resume and bool(checkpoint_steps(request.out))
     resumed = resolve_checkpoint(request.out) if going_on else None
+    others = [] if resumed is None else data_differences(resumed, dataset)
+    if others and not request.other_data:
+        raise UserError(
+            f"--resume continues {request.out}, which was trained on other data: {'; '.join(others)}; give that data "
+            "set, start another run, or go on on purpose with --other-data"
+        )
 
     # 3. It sees the features it has seen so far, or those asked for.
     name = request.features if resumed is None else _features_of(resumed, request)
@@ -118,7 +126,29 @@ def begin(request: Request, dataset: PackedDataset, settings: Mapping[str, Any] 
             notes.append(f"{request.out} does not say which recipe it began with; --recipe changes nothing")
         if request.rewarm:
             config = _rewarmed(config, base, int(resumed.name))
-    return Beginning(config, table, resumed, initial, tuple(notes))
+    return Beginning(config, table, resumed, initial, bool(others), tuple(notes))
+
+
+def data_differences(checkpoint: Path, dataset: PackedDataset) -> list[str]:
+    """Returns in what a data set differs from the one that a checkpoint was trained on; [] where it is the same.
+
+    Raises:
+        UserError: the checkpoint is damaged.
+    """
+    identity = read_metadata(checkpoint).identity
+    ours = dataset.describe()
+    if identity.data_key in (None, ours["samples"], ours["content"]):
+        return []
+    before, now = flat(identity.data), flat(ours)
+    names = {"path": "path", "episodes": "episodes", "train_samples": "training samples"}
+    names |= {"val_samples": "held-out samples"}
+    names |= {name: name.removeprefix("meta.") for name in now if name.startswith("meta.")}
+    found = [
+        f"{text} {before[name]}, not {now[name]}"
+        for name, text in names.items()
+        if name in before and before[name] != now[name]
+    ]
+    return found or ["other episodes, prompts or weights"]
 
 
 def read_config(path: Path) -> TrainConfig:
@@ -129,15 +159,15 @@ def read_config(path: Path) -> TrainConfig:
     """
     if not path.is_file():
         raise UserError(f"no such configuration file: {path}")
-    return config_json.from_json(TrainConfig, path.read_text(), source=str(path))
+    return config_json.read_json(TrainConfig, path)
 
 
 def _fusion(request: Request, fusion: FusionStrategy | None) -> FusionStrategy | None:
-    if request.sensor_enabled:
+    if request.sensor:
         return fusion
     if fusion not in (None, "none"):
         raise UserError(
-            f"--no-sensor-enabled contradicts --fusion-strategy {fusion}; the policy without sensor is none"
+            f"--no-sensor contradicts --fusion-strategy {fusion}; the policy without sensor is none"
         )
     return "none"
 
@@ -145,6 +175,8 @@ def _fusion(request: Request, fusion: FusionStrategy | None) -> FusionStrategy |
 def _refuse_contradictions(request: Request, dataset: PackedDataset, settings: Mapping[str, Any]) -> None:
     if "steps" in settings and request.epochs is not None:
         raise UserError("give --steps or --epochs, not both")
+    if request.other_data and not request.resume:
+        raise UserError("--other-data goes with --resume; a new run trains on whatever data it is given")
     if request.rewarm and not request.resume:
         raise UserError("--rewarm goes with --resume; a new run warms up anyway")
     if request.vlm_reuse_count not in (None, dataset.meta.vlm_reuse_count):

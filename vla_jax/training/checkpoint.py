@@ -73,6 +73,7 @@ class CheckpointWriter:
         if self._is_first_process:
             remove_remains(self._directory)
         self._scores = _scores(run)
+        self._data: str | None = None
 
     def save(
         self,
@@ -116,7 +117,8 @@ class CheckpointWriter:
         arrays["normaliser"] = jax.tree.map(jnp.asarray, normaliser)
         values = {METADATA: metadata.to_plain(), TRAINING: training}
         pending = begin_writing(self._directory / str(step), arrays, values)
-        self._scores[step] = metrics.get(BEST_METRIC)
+        self._data = identity.data_key
+        self._scores[step] = (metrics.get(BEST_METRIC), self._data)
         self._pending = self._thread.submit(self._finish, pending)
 
     def wait(self) -> None:
@@ -142,7 +144,12 @@ class CheckpointWriter:
             self._discard_old()
 
     def _discard_old(self) -> None:
-        scored = {step: score for step, score in self._scores.items() if score is not None}
+        # Errors on other data are not to be compared with these.
+        scored = {
+            step: score
+            for step, (score, data) in self._scores.items()
+            if score is not None and data == self._data
+        }
         kept = {*sorted(self._scores)[-self._keep :], *sorted(scored, key=scored.__getitem__)[:1]}
         for step in self._scores.keys() - kept:
             remove_folder(self._directory / str(step))
@@ -186,14 +193,15 @@ def _training(directory: Path) -> dict[str, Any]:
     return training
 
 
-def _scores(run: Path) -> dict[int, float | None]:
-    """Reads the validation errors of a run's checkpoints; one that cannot be read is left out."""
+def _scores(run: Path) -> dict[int, tuple[float | None, str | None]]:
+    """Reads the validation errors of a run's checkpoints, with the data they are on; one that cannot be read is left
+    out."""
     scores = {}
     for step in checkpoint_steps(run):
         try:
-            metrics = read_metadata(run / CHECKPOINTS / str(step)).metrics
+            metadata = read_metadata(run / CHECKPOINTS / str(step))
         except UserError as error:
             logger.warning("left alone: %s", error)
         else:
-            scores[step] = metrics.get(BEST_METRIC)
+            scores[step] = (metadata.metrics.get(BEST_METRIC), metadata.identity.data_key)
     return scores

@@ -12,9 +12,10 @@ from vla_jax.dataset.batches import sequential_batches
 from vla_jax.dataset.feature_table import FeatureTable
 from vla_jax.dataset.packed_dataset import PackedDataset
 from vla_jax.preprocessing.preprocessor import Preprocessor
+from vla_jax.progress import progress_bar
 from vla_jax.training.config import TrainConfig
 from vla_jax.training.feeding import Feed, ResidentArrays
-from vla_jax.training.processes import process_share
+from vla_jax.training.processes import is_main_process, process_share
 from vla_jax.training.sharding import put_batch, replicated
 from vla_jax.training.state import TrainState, network_structure
 from vla_jax.training.step import train_step, validation_step
@@ -88,6 +89,15 @@ def make_validation(
             share=process_share(),
             resident=feed.resident.names,
         )
+        num_batches = -(-len(features.sample_ticks("val")) // config.batch_size)
+        shown = progress_bar(
+            batches,
+            total=num_batches,
+            desc="validate",
+            unit="batch",
+            leave=False,
+            disable=not is_main_process(),
+        )
         return validation_metrics(
             lambda params, statistics, batch, index: jitted(
                 preprocessor, params, statistics, feed.resident, batch, root_key, np.int32(index)
@@ -95,7 +105,7 @@ def make_validation(
             config,
             state,
             # Placed here, once for all the weights that are judged on a batch.
-            (put_batch(feed.mesh, batch) for batch in batches),
+            (put_batch(feed.mesh, batch) for batch in shown),
         )
 
     return validate

@@ -3,13 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from vla_jax.contracts.checks import (
-    check_at_least_one,
-    check_choices,
-    check_not_negative,
-    check_positive,
-    check_share,
-)
+from vla_jax.contracts.checks import Count, NotNegative, Positive, Seed, Share, ShareOrWhole, Whole, check
 from vla_jax.errors import UserError
 from vla_jax.policy.config import PolicyConfig
 from vla_jax.preprocessing.config import NormalisationConfig
@@ -25,48 +19,48 @@ FeedMode = Literal["auto", "host", "device"]
 class Rewarm:
     """A second warm-up, in a resumed run: from update `step` on the rates rise again from `lr` and `sensor_lr`."""
 
-    step: int
-    lr: float
-    sensor_lr: float
+    step: Whole
+    lr: NotNegative
+    sensor_lr: NotNegative
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
     """AdamW (Loshchilov & Hutter 2019) and its learning rates."""
 
-    lr: float = 1e-4
+    lr: Positive = 1e-4
     """Peak learning rate of the action expert."""
-    sensor_lr: float = 5e-4
+    sensor_lr: Positive = 5e-4
     """Peak learning rate of the sensor encoder."""
-    min_lr: float = 1e-6
+    min_lr: NotNegative = 1e-6
     """Learning rate at the end of the cosine."""
     schedule: Schedule = "trapezoid"
     """trapezoid: linear warm-up, hold, cosine. cosine: without hold. constant: the peak rate throughout."""
-    warmup_ratio: float = 0.03
+    warmup_ratio: ShareOrWhole = 0.03
     """Share of the updates in which the learning rate rises."""
-    hold_ratio: float = 0.02
+    hold_ratio: ShareOrWhole = 0.02
     """Share of the updates at the peak learning rate."""
-    schedule_interval: int = 1
+    schedule_interval: Count = 1
     """Updates for which a rate is kept: an epoch's, where the schedule goes by epochs."""
     rewarm: Rewarm | None = None
     """Set when a run was resumed with a new warm-up."""
-    beta1: float = 0.9
-    beta2: float = 0.95
-    eps: float = 1e-8
-    weight_decay: float = 0.01
+    beta1: Share = 0.9
+    beta2: Share = 0.95
+    eps: Positive = 1e-8
+    weight_decay: NotNegative = 0.01
     decay_everything: bool = False
     """Norms and biases decay too, as the reference's do."""
-    clip_norm: float = 1.0
+    clip_norm: Positive = 1.0
     """Largest global norm of a gradient."""
 
     def __post_init__(self) -> None:
-        check_choices(self)
-        check_positive(self, "lr", "sensor_lr")
-        check_at_least_one(self, "schedule_interval")
-        if not 0 <= self.warmup_ratio + self.hold_ratio <= 1:
+        check(self)
+        if self.warmup_ratio + self.hold_ratio > 1:
             raise UserError(
-                f"OptimizerConfig: warmup_ratio {self.warmup_ratio} + hold_ratio {self.hold_ratio} must be "
-                "between 0 and 1"
+                f"OptimizerConfig: warmup_ratio {self.warmup_ratio} + hold_ratio {self.hold_ratio} must be at most 1"
             )
 
 
@@ -75,29 +69,29 @@ class TrainConfig:
     """Everything that decides a training run's result, apart from the data."""
 
     policy: PolicyConfig
-    steps: int = 10_000
+    steps: Count = 10_000
     """Optimizer updates."""
-    batch_size: int = 256
+    batch_size: Count = 256
     """Samples per update, over all devices."""
-    grad_accum_steps: int = 1
+    grad_accum_steps: Count = 1
     """Parts in which an update's gradient is computed, to save memory."""
-    seed: int = 0
+    seed: Seed = 0
     """Seeds initial weights, data order, dropout and noise."""
-    sensor_loss_weight: float = 2.0
+    sensor_loss_weight: NotNegative = 2.0
     """Weight in the loss of samples with sensor, relative to those without."""
-    sensor_dropout: float = 0.1
+    sensor_dropout: Share = 0.1
     """Share of samples whose sensor is hidden while training."""
-    sensor_noise: float = 0.0
+    sensor_noise: NotNegative = 0.0
     """Standard deviation of the noise added to normalised sensor windows in training."""
-    feature_noise: float = 0.0
+    feature_noise: NotNegative = 0.0
     """Standard deviation of the noise added to normalised features in training."""
-    ema_decay: float = 0.999
+    ema_decay: Share = 0.999
     """Decay of the averaged weights that evaluation uses; 0 turns averaging off."""
-    validate_every: int = 1_000
+    validate_every: Count = 1_000
     """Updates between two validations on held-out episodes."""
-    checkpoint_every: int = 1_000
+    checkpoint_every: Count = 1_000
     """Updates between two checkpoints."""
-    log_every: int = 20
+    log_every: Count = 20
     """Updates between two log lines."""
     recipe: RecipeName | None = None
     """The recipe it was made from; None where that is not known (imports, runs of older versions)."""
@@ -107,10 +101,7 @@ class TrainConfig:
     normalisation: NormalisationConfig = field(default_factory=NormalisationConfig)
 
     def __post_init__(self) -> None:
-        check_at_least_one(self, "steps", "batch_size", "grad_accum_steps")
-        check_at_least_one(self, "validate_every", "checkpoint_every", "log_every")
-        check_not_negative(self, "sensor_noise", "feature_noise")
-        check_share(self, "sensor_dropout", "ema_decay")
+        check(self)
         if self.batch_size % self.grad_accum_steps:
             raise UserError(
                 f"TrainConfig: grad_accum_steps {self.grad_accum_steps} does not divide batch_size {self.batch_size}"

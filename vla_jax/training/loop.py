@@ -18,14 +18,25 @@ from vla_jax.policy.artifact import PolicyArtifact
 from vla_jax.policy.checkpoints import CHECKPOINTS, checkpoint_steps
 from vla_jax.policy.metadata import RunIdentity
 from vla_jax.preprocessing.preprocessor import Preprocessor
+from vla_jax.storage.replacing import writing_to
 from vla_jax.storage.stop_signals import stop_requested
-from vla_jax.training.announcements import describe_devices, describe_memory, describe_samples, describe_state
+from vla_jax.training.announcements import (
+    describe_devices,
+    describe_memory,
+    describe_metrics,
+    describe_samples,
+    describe_slowness,
+    describe_state,
+    peak_memory,
+)
 from vla_jax.training.checkpoint import CheckpointWriter
 from vla_jax.training.compilation import compile_update, make_validation
 from vla_jax.training.config import FeedMode, TrainConfig
 from vla_jax.training.feeding import make_feed, prefetched
 from vla_jax.training.log_window import NonFiniteLossError
+from vla_jax.training.memory import refuse_beyond_memory, refuse_update_beyond_memory
 from vla_jax.training.optimizer import make_optimizer
+from vla_jax.training.pace import Pace
 from vla_jax.training.processes import any_process, is_main_process, process_share
 from vla_jax.training.run_directory import locked, save_bad_batch, write_config
 from vla_jax.training.run_log import open_log
@@ -54,6 +65,7 @@ def train(
     *,
     mesh: Mesh,
     resume: bool = False,
+    other_data: bool = False,
     initial: PolicyArtifact | None = None,
     feed: FeedMode = "auto",
     wandb: bool = False,
@@ -65,6 +77,7 @@ def train(
     from RUN's newest checkpoint, bit for bit on a CPU, or starts RUN when there is none. Several processes call
     this together (`vla_jax.training.processes`).
 
+    other_data: whether the run that is resumed was trained on another data set; it is validated on this one first.
     initial: a policy whose weights and normalisation a new run begins with; `config.policy` must describe it.
     feed: how batches reach the devices, see `vla_jax.training.feeding`.
     wandb: whether to send the metrics to Weights & Biases too.
@@ -75,7 +88,10 @@ def train(
             size and devices do not fit; the loss stopped being finite.
     """
     check_batch_size(config, mesh)
-    with run_lock(run):
+    optimizer = make_optimizer(config.optimizer, config.steps)
+    abstract = abstract_state(config, optimizer, mesh)
+    refuse_beyond_memory(config, dataset, features, abstract, mesh)
+    with run_lock(run), writing_to(run):
         steps_done = checkpoint_steps(run)
         if steps_done and not resume:
             raise UserError(f"{run} already holds a run; continue it with --resume or choose another --out")
@@ -83,8 +99,6 @@ def train(
             write_config(config, run)
 
         # What the run holds before its first update.
-        optimizer = make_optimizer(config.optimizer, config.steps)
-        abstract = abstract_state(config, optimizer, mesh)
         if steps_done:
             start = resumed_start(run / CHECKPOINTS / str(steps_done[-1]), abstract, mesh)
             announce(f"resuming at step {start.step} of {config.steps}")
@@ -94,7 +108,7 @@ def train(
         announce(describe_state(start.state))
 
         # What it sees.
-        for line in describe_samples(config, dataset, features):
+        for line in (*describe_slowness(start.state, mesh), *describe_samples(config, dataset, features)):
             announce(line)
         fed = make_feed(feed, dataset, features, mesh)
         announce(fed.describe())
@@ -111,9 +125,11 @@ def train(
         # What it computes. The key is made inside: one process's key could not be given to a mesh of several.
         root_key = jax.jit(lambda: jax.random.key(config.seed), out_shardings=replicated(mesh))()
         preprocessor = Preprocessor(start.normaliser)
+        announce("compiling the update …")
         began = time.perf_counter()
         update = compile_update(config, optimizer, fed, preprocessor, start.state, loader.batch(0), root_key)
         took = time.perf_counter() - began
+        refuse_update_beyond_memory(peak_memory(update), mesh)
         announce(f"update compiled in {took:.1f} s; {describe_memory(update)}")
         validate = make_validation(config, dataset, features, fed, preprocessor, root_key)
 
@@ -123,7 +139,8 @@ def train(
             batches = stack.enter_context(contextlib.closing(iter(loader)))
             if start.data_position is not None:
                 batches.set_state(start.data_position)
-            log = stack.enter_context(open_log(run, config, start, wandb=wandb))
+            log = stack.enter_context(open_log(run, config, start, wandb=wandb, announce=announce))
+            pace = Pace(start.step, config.steps, log.say)
             checkpoints = stack.enter_context(contextlib.closing(CheckpointWriter(run)))
             save = functools.partial(
                 checkpoints.save,
@@ -135,11 +152,15 @@ def train(
             )
             stack.enter_context(_keeping_bad_batches(run, loader, batches.index - start.step))
             state, step, metrics, stopping = start.state, start.step, start.metrics, False
+            if other_data:
+                metrics = validate(state)
+                log.say(f"on the other data at step {step}: {describe_metrics(metrics)}")
             for step, batch, position in prefetched(
                 batches, mesh, start.step, config.steps, log.window.waited
             ):
                 state, scalars = update(preprocessor, state, fed.resident, batch, root_key)
                 log.add(scalars)
+                pace.updated(step, state.step)
                 logs, validates, saves = (
                     step == config.steps or step % every == 0
                     for every in (config.log_every, config.validate_every, config.checkpoint_every)
@@ -150,6 +171,8 @@ def train(
                 if validates:
                     validated = validate(state)
                     metrics = validated or metrics
+                    if validated:
+                        log.say(f"step {step}: {describe_metrics(validated)}")
                     log.write(step, validated)
                     log.window.restart()
                 # Several processes must stop after the same update; asking each other takes a moment.

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from vla_jax.contracts.checks import Count, Positive, check
 from vla_jax.training.config import RecipeName
 
 
@@ -27,19 +28,22 @@ class Request:
     model_type: str | None = None
     """Kind of action head. regression (the default): one pass predicts the chunk. diffusion: the chunk is denoised in
     several steps."""
-    diffusion_timesteps: int | None = None
+    diffusion_timesteps: Count | None = None
     """Steps of the noise schedule, for heads that have one; the recipe's by default."""
-    sensor_enabled: bool = True
-    """Whether the policy reads the sensor; --no-sensor-enabled is the same as --fusion-strategy none."""
+    sensor: bool = True
+    """Whether the policy reads the sensor; --no-sensor is the same as --fusion-strategy none."""
     state_enabled: bool = False
     """Whether the policy reads the arm's own orientation (the lab's three angles; where the recorded state is another
     arm's, all of it)."""
-    epochs: float | None = None
+    epochs: Positive | None = None
     """Passes over the training samples, instead of --steps."""
     sched_on: Literal["step", "epoch"] = "step"
     """Whether the learning rate changes with every update or once an epoch."""
     resume: bool = False
     """Continue RUN from its newest checkpoint, or start it when there is none."""
+    other_data: bool = False
+    """With --resume: go on with another data set than the run was trained on so far. Its held-out episodes are judged
+    anew first."""
     rewarm: bool = False
     """With --resume: warm up again, from the rate at which the run stopped to the peak, over the updates left."""
     vlm_reuse_count: int | None = None
@@ -48,3 +52,6 @@ class Request:
     """Which features of the cache to use, when it holds several kinds; `export` prints the name."""
     allow_missing: bool = False
     """Train on the samples whose features the cache has, and say how many that leaves."""
+
+    def __post_init__(self) -> None:
+        check(self)

@@ -1,7 +1,7 @@
 """What a run tells while it trains: its log lines, and the progress bar above them."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import jax
@@ -22,8 +22,11 @@ class RunLog:
     window: the updates since the last log line.
     """
 
-    def __init__(self, window: LogWindow, writer: MetricWriter | None, bar: tqdm) -> None:
+    def __init__(
+        self, window: LogWindow, writer: MetricWriter | None, bar: tqdm, announce: Callable[[str], None]
+    ) -> None:
         self.window = window
+        self._announce = announce
         self._writer = writer
         self._bar = bar
 
@@ -31,6 +34,11 @@ class RunLog:
         """Takes what one update returned, without waiting for the device."""
         self.window.add(scalars)
         self._bar.update()
+
+    def say(self, line: str) -> None:
+        """Announces something above the progress bar."""
+        with self._bar.external_write_mode():
+            self._announce(line)
 
     def write_window(self, step: int) -> None:
         """Writes a log line of the updates since the last one.
@@ -49,7 +57,14 @@ class RunLog:
 
 
 @contextlib.contextmanager
-def open_log(run: Path, config: TrainConfig, start: StartingPoint, *, wandb: bool) -> Iterator[RunLog]:
+def open_log(
+    run: Path,
+    config: TrainConfig,
+    start: StartingPoint,
+    *,
+    wandb: bool,
+    announce: Callable[[str], None],
+) -> Iterator[RunLog]:
     """Opens RUN's log where the run goes on. wandb: send the metrics to Weights & Biases too."""
     with contextlib.ExitStack() as stack:
         writer = None
@@ -66,7 +81,7 @@ def open_log(run: Path, config: TrainConfig, start: StartingPoint, *, wandb: boo
                 disable=not is_main_process() or None,
             )
         )
-        yield RunLog(LogWindow(config.batch_size, start.unlogged), writer, bar)
+        yield RunLog(LogWindow(config.batch_size, start.unlogged), writer, bar, announce)
 
 
 def _postfix(logged: Mapping[str, float]) -> str:

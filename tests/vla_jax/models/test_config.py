@@ -2,7 +2,7 @@
 
 import pytest
 
-from vla_jax.contracts.checks import check_choices
+from vla_jax.contracts.checks import check
 from vla_jax.errors import UserError
 from vla_jax.models.config import FusionConfig, SensorEncoderConfig
 
@@ -27,4 +27,4 @@ def test_a_misspelt_choice_gets_the_closest_one():
     with pytest.raises(
         UserError, match=r"FusionConfig.strategy is 'crossattention'.*did you mean 'cross_attention'"
     ):
-        check_choices(config)
+        check(config)

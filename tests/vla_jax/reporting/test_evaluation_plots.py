@@ -1,5 +1,7 @@
 import io
+import re
 import sys
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -16,10 +18,13 @@ from vla_jax.reporting.evaluation_plots import (
     scatter_figure,
     trace_figure,
 )
+from vla_jax.reporting.style import STYLE
 
 
-def picture(png):
-    image = Image.open(io.BytesIO(png)).convert("RGB")
+def picture(drawing):
+    buffer = io.BytesIO()
+    drawing.figure.savefig(buffer, dpi=150)
+    image = Image.open(buffer).convert("RGB")
     assert image.width > 1000
     return np.asarray(image).reshape(-1, 3)
 
@@ -74,6 +79,27 @@ def test_actions_of_another_arm_are_drawn():
     picture(drift_figure([Drift(0, 9, None, np.ones(9))], 10.0))
     metrics = action_metrics(target, target, actions)
     picture(horizon_figure({"policy": metrics}))
+
+
+def test_a_drawing_is_an_svg_a_pdf_and_a_part_of_a_page_in_its_colours():
+    target = np.random.default_rng(0).normal(size=(900, 8, 7))
+    drawing = scatter_figure(target, target, [0.9] * 7, LAB_ACTIONS)
+    file = drawing.svg()
+    ElementTree.fromstring(file)
+    assert file == drawing.svg()
+    assert "#2563eb" in trace_figure([trace()], LAB_ACTIONS).svg()
+    assert drawing.pdf().startswith(b"%PDF")
+    # Thousands of points are one picture in it.
+    assert len(file) < 500_000
+    part = drawing.inline()
+    assert "recorded" in part
+    assert not re.search(r"<\?xml|DOCTYPE|xmlns|#111827|#ffffff", part)
+    assert not re.search(r"<svg[^>]* (width|height)=", part)
+    assert "viewBox" in part
+    names = set(re.findall(r"var\(--(\w+)\)", part + trace_figure([trace()], LAB_ACTIONS).inline()))
+    assert {"ink", "blue", "grey", "line", "card"} <= names
+    daylight, dark = STYLE.split("@media (prefers-color-scheme: dark)")
+    assert all(f"--{name}:" in daylight and f"--{name}:" in dark.split("} }")[0] for name in names)
 
 
 def test_drawing_leaves_no_global_state():

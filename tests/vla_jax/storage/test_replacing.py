@@ -1,6 +1,8 @@
 """Files and folders appear whole or not at all; processes are killed for real."""
 
+import errno
 import os
+import pickle
 import random
 import stat
 import time
@@ -8,6 +10,7 @@ import time
 import pytest
 
 from tests.vla_jax.storage.processes import kill, start_python, wait_for
+from vla_jax.errors import UserError
 from vla_jax.storage import replacing
 from vla_jax.storage.replacing import (
     TEMPORARY,
@@ -20,6 +23,7 @@ from vla_jax.storage.replacing import (
     replace_folder,
     replace_text,
     temporary_folder,
+    writing_to,
 )
 
 # Replaces a folder of 40 equal files by the next one for ever.
@@ -173,3 +177,41 @@ def test_leftovers_are_told_by_their_name_and_age(tmp_path):
     assert sorted(leftovers(tmp_path)) == [new, old]
     remove_leftovers(tmp_path)
     assert names(tmp_path) == ["kept"]
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (
+            OSError(errno.ENOSPC, "No space left on device"),
+            "No space left on device; make room and run the same",
+        ),
+        (
+            OSError(errno.EDQUOT, "Disk quota exceeded"),
+            "Disk quota exceeded; make room and run the same command",
+        ),
+        (OSError(errno.EROFS, "Read-only file system", "/a/b"), r"Read-only file system \(/a/b\)"),
+        (PermissionError(errno.EACCES, "Permission denied", "/a/b"), r"Permission denied \(/a/b\)"),
+        # What numpy says of a full disk.
+        (OSError("1000 requested and 12 written"), "No space left on device"),
+    ],
+)
+def test_why_something_cannot_be_written_is_one_line(error, told, tmp_path):
+    # As it comes from a worker's process.
+    error = pickle.loads(pickle.dumps(error))
+    with pytest.raises(UserError, match=rf"^cannot write to .*place: {told}"), writing_to(tmp_path / "place"):
+        raise error
+
+
+@pytest.mark.parametrize(
+    "error", [FileNotFoundError(errno.ENOENT, "No such file"), OSError("something else")]
+)
+def test_other_errors_pass(error, tmp_path):
+    with pytest.raises(OSError) as caught, writing_to(tmp_path):
+        raise error
+    assert caught.value is error
+
+
+def test_a_text_that_is_none_is_written_with_escapes(tmp_path):
+    replace_text(tmp_path / "page", "name \udcff é")
+    assert (tmp_path / "page").read_bytes() == b"name \\udcff \xc3\xa9"

@@ -1,6 +1,7 @@
 """How a run begins: from its request, the data, and what it goes on from, as a table of cases."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import jax
@@ -16,11 +17,14 @@ from tests.vla_jax.evaluation.workspace import (
 )
 from vla_jax.contracts.specs import FeatureSpec
 from vla_jax.dataset.packed_dataset import PackedDataset
+from vla_jax.dataset.preparation import PrepareOptions, prepare
 from vla_jax.errors import UserError
+from vla_jax.evaluation.open_loop import evaluate
 from vla_jax.heads.regression import RegressionConfig
 from vla_jax.policy.artifact import load_policy
 from vla_jax.policy.checkpoints import resolve_checkpoint
 from vla_jax.policy.config import PolicyConfig
+from vla_jax.policy.insertion_policy import InsertionPolicy
 from vla_jax.storage import config_json
 from vla_jax.training.beginning import FUSION, begin
 from vla_jax.training.checkpoint import saved_config
@@ -183,7 +187,7 @@ def test_a_file_says_everything_and_options_change_it(workspace, tmp_path):
     [
         ({"vlm_reuse_count": 5}, "prepared with --vlm-reuse-count 3"),
         ({"settings": {"steps": 3}, "epochs": 1.0}, "--steps or --epochs"),
-        ({"sensor_enabled": False, "settings": {FUSION: "gated"}}, "contradicts --fusion-strategy gated"),
+        ({"sensor": False, "settings": {FUSION: "gated"}}, "contradicts --fusion-strategy gated"),
         ({"config": Path("nowhere.json")}, "no such configuration file"),
         ({"rewarm": True}, "--rewarm goes with --resume"),
         ({"config": Path("a.json"), "recipe": "small"}, "--config or --recipe, not both"),
@@ -237,7 +241,7 @@ def test_a_resumed_run_takes_again_all_that_it_began_with(workspace, run):
         ({"init_from": Path("elsewhere")}, "which began with weights of its own"),
         ({"model_type": "diffusion"}, "--model-type diffusion contradicts"),
         ({"settings": {FUSION: "none"}}, "--fusion-strategy none contradicts"),
-        ({"sensor_enabled": False}, "--fusion-strategy none contradicts"),
+        ({"sensor": False}, "--fusion-strategy none contradicts"),
         ({"features": "0123"}, "not 0123; leave --features out"),
         ({"rewarm": True}, "the run is at step 2 of 2; give more --steps"),
     ],
@@ -245,6 +249,68 @@ def test_a_resumed_run_takes_again_all_that_it_began_with(workspace, run):
 def test_a_resumed_run_takes_nothing_else(workspace, run, asked, told):
     with pytest.raises(UserError, match=told):
         beginning(workspace, out=run, resume=True, **asked)
+
+
+@pytest.fixture(scope="module")
+def other(workspace):
+    """A data set of the first two episodes, with features in the workspace's cache."""
+    sources = [str(path) for path in sorted((workspace.root / "episodes").rglob("episode_[01]"))]
+    return prepare(sources, workspace.root / "other", PrepareOptions(val_fraction=0.4, seed=2)).dataset
+
+
+def test_a_resumed_run_refuses_other_data_and_says_what_differs(workspace, run, other):
+    request = Request(cache=workspace.cache, out=run, resume=True)
+    told = (
+        r"was trained on other data: path .*; episodes 5, not 2; training samples \d+, not \d+.*--other-data"
+    )
+    with pytest.raises(UserError, match=told):
+        begin(request, other)
+    begun = begin(dataclasses.replace(request, other_data=True), other)
+    assert (begun.other_data, begun.resumed) == (True, resolve_checkpoint(run))
+    assert beginning(workspace, out=run, resume=True, other_data=True).other_data is False
+    with pytest.raises(UserError, match="--other-data goes with --resume"):
+        beginning(workspace, other_data=True)
+
+
+def test_the_same_data_elsewhere_are_the_same(workspace, run, tmp_path):
+    shutil.copytree(workspace.data, tmp_path / "moved")
+    moved = PackedDataset.open(tmp_path / "moved")
+    again = prepare(
+        [str(workspace.root / "episodes")], tmp_path / "again", PrepareOptions(val_fraction=0.4, seed=2)
+    ).dataset
+    assert again.index["content"] != moved.index["content"]
+    for dataset in (moved, again):
+        begun = begin(Request(cache=workspace.cache, out=run, resume=True), dataset)
+        assert begun.other_data is False
+    reweighted = prepare(
+        [str(workspace.root / "episodes")],
+        tmp_path / "again",
+        PrepareOptions(val_fraction=0.4, seed=2, weights={"windows": 2.0}),
+    ).dataset
+    with pytest.raises(UserError, match=r"other episodes, prompts or weights|path"):
+        begin(Request(cache=workspace.cache, out=run, resume=True), reweighted)
+
+
+def test_a_run_that_goes_on_with_other_data_is_judged_on_them_first(workspace, run, other, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(run, out)
+    begun = begin(Request(cache=workspace.cache, out=out, resume=True, other_data=True), other)
+    said = []
+    result = train(
+        begun.config,
+        other,
+        begun.features,
+        out,
+        mesh=make_mesh(1),
+        resume=True,
+        other_data=True,
+        announce=said.append,
+    )
+    # The run had ended: nothing but the judgement is new.
+    assert result.step == 2
+    judged = evaluate(InsertionPolicy.from_checkpoint(out), other, begun.features, "val", batch_size=8)
+    assert result.metrics["validation/action_mse"] == pytest.approx(judged.metrics["overall_mse"], rel=1e-4)
+    assert any(line.startswith("on the other data at step 2: held-out action_mse") for line in said)
 
 
 def test_a_resumed_run_refuses_another_file_and_names_what_differs(workspace, run, tmp_path):

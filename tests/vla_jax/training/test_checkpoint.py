@@ -22,7 +22,7 @@ from vla_jax.training.checkpoint import CheckpointWriter, restore_training, save
 IDENTITY = RunIdentity(features={"backbone": "tiny", "grid": 2}, data={"views": ["View1"]})
 
 
-def write(trainer, run, steps, scores=None):
+def write(trainer, run, steps, scores=None, identity=IDENTITY):
     writer = CheckpointWriter(run)
     for step in steps:
         metrics = {} if scores is None else {"validation/action_mse": scores[step]}
@@ -33,7 +33,7 @@ def write(trainer, run, steps, scores=None):
             normaliser=trainer.normaliser,
             data=synthetic.DATA,
             features=synthetic.FEATURES,
-            identity=IDENTITY,
+            identity=identity,
             data_position={"next_index": step},
             metrics=metrics,
         )
@@ -83,6 +83,15 @@ def test_newest_and_best_are_kept_and_found(trainer, tmp_path):
     assert resolve_checkpoint(tmp_path / CHECKPOINTS).name == "5"
     assert resolve_checkpoint(tmp_path, "best").name == "2"
     assert resolve_checkpoint(tmp_path / CHECKPOINTS / "4").name == "4"
+
+
+def test_errors_on_other_data_are_not_compared(trainer, tmp_path):
+    write(trainer, tmp_path, [1, 2], scores={1: 0.1, 2: 0.2}, identity=RunIdentity(data={"samples": "a"}))
+    assert resolve_checkpoint(tmp_path, "best").name == "1"
+    scores = {3: 4.0, 4: 5.0, 5: 6.0, 6: 7.0}
+    write(trainer, tmp_path, list(scores), scores, identity=RunIdentity(data={"samples": "b"}))
+    assert checkpoint_steps(tmp_path) == [3, 5, 6]
+    assert resolve_checkpoint(tmp_path, "best").name == "3"
 
 
 def test_a_stray_numeric_folder_is_no_checkpoint(trainer, tmp_path):

@@ -1,4 +1,4 @@
-"""Pictures of a data set, as PNG bytes: cameras, one episode over time, values before and after normalisation."""
+"""Pictures of a data set: cameras, one episode over time, values before and after normalisation."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from PIL import Image, UnidentifiedImageError
 
 from vla_jax.dataset.records import ImageRef
-from vla_jax.reporting.drawing import BLUE, DARK, GREEN, GREY, ORANGE, new_figure, png
+from vla_jax.reporting.drawing import BLUE, DARK, GREEN, GREY, ORANGE, Drawing, drawn, new_figure
 from vla_jax.reporting.inspection.normalised import Distribution
 from vla_jax.reporting.inspection.samples import Sample, Timeline
 
@@ -17,7 +17,7 @@ NUM_BINS = 80
 MAX_PICTURE_SIDE = 480
 
 
-def camera_figure(samples: Sequence[Sample], views: Sequence[str]) -> bytes:
+def camera_figure(samples: Sequence[Sample], views: Sequence[str]) -> Drawing:
     """Draws what the cameras saw: a row per sample, a column per view."""
     figure = new_figure(0.35 + 1.75 * len(samples))
     grid = figure.subplots(len(samples), max(1, len(views)), squeeze=False)
@@ -27,7 +27,7 @@ def camera_figure(samples: Sequence[Sample], views: Sequence[str]) -> bytes:
             axis.set_yticks([])
             age = sample.ages_ms.get(view)
             axis.set_title(
-                f"{view}, {sample.seconds:.1f} s" + ("" if age is None else f", {age:.0f} ms old"), fontsize=7
+                f"{view}, {sample.seconds:.1f} s" + ("" if age is None else f", {age:.0f} ms old"), fontsize=9
             )
             if view not in sample.pictures:
                 _say(axis, "no picture yet" if sample.record < 0 else "view absent")
@@ -37,7 +37,7 @@ def camera_figure(samples: Sequence[Sample], views: Sequence[str]) -> bytes:
                 _say(axis, "file not found")
             else:
                 axis.imshow(pixels)
-    return png(figure)
+    return drawn(figure)
 
 
 def read_picture(picture: ImageRef) -> np.ndarray | None:
@@ -50,7 +50,7 @@ def read_picture(picture: ImageRef) -> np.ndarray | None:
         return None
 
 
-def timeline_figure(timeline: Timeline, marks: Sequence[float] = ()) -> bytes:
+def timeline_figure(timeline: Timeline, marks: Sequence[float] = ()) -> Drawing:
     """Draws one episode: force, A-scans as a picture, actions, and how old what the ticks see is.
 
     marks: seconds at which to draw a line.
@@ -68,7 +68,7 @@ def timeline_figure(timeline: Timeline, marks: Sequence[float] = ()) -> bytes:
             name = timeline.action_spec.names[dim]
             axis.plot(timeline.time, timeline.actions[:, dim], color=colour, linewidth=1.1, label=name)
         axis.set_ylabel(f"action [{unit}]" if unit else "action")
-        axis.legend(loc="upper right", fontsize=7, ncols=min(len(dims), 7), frameon=False)
+        axis.legend(loc="upper right", fontsize=9, ncols=min(len(dims), 7), frameon=False)
     _draw_ages(axes[-1], timeline)
     for axis in axes:
         for mark in marks:
@@ -76,7 +76,7 @@ def timeline_figure(timeline: Timeline, marks: Sequence[float] = ()) -> bytes:
     axes[-1].set_xlabel("time [s]")
     if len(timeline.time) > 1:
         axes[-1].set_xlim(timeline.time[0], timeline.time[-1])
-    return png(figure)
+    return drawn(figure)
 
 
 def _moving_dims(timeline: Timeline) -> dict[str, tuple[int, ...]]:
@@ -88,9 +88,11 @@ def _moving_dims(timeline: Timeline) -> dict[str, tuple[int, ...]]:
 
 def _draw_sensor(force_axis: Axes, ascan_axis: Axes, timeline: Timeline) -> None:
     known = np.isfinite(timeline.row_time)
-    force_axis.plot(timeline.row_time[known], timeline.force[known], color=DARK, linewidth=0.7)
-    force_axis.set_ylabel("force")
-    ascan_axis.set_ylabel("A-scan bin")
+    force_axis.plot(
+        timeline.row_time[known], timeline.force[known], color=BLUE, linewidth=0.7, rasterized=True
+    )
+    force_axis.set_ylabel("force [sensor's unit]")
+    ascan_axis.set_ylabel("A-scan depth [bin]")
     if len(timeline.column_time) < 2:
         _say(ascan_axis, "the ticks see hardly any of the sensor")
         return
@@ -121,10 +123,10 @@ def _draw_ages(axis: Axes, timeline: Timeline) -> None:
     axis.set_ylabel("age [ms]")
     # Room for the legend above the curves.
     axis.set_ylim(top=1.35 * max(1.0, axis.get_ylim()[1]))
-    axis.legend(loc="upper right", fontsize=7, ncols=4, frameon=False)
+    axis.legend(loc="upper right", fontsize=9, ncols=4, frameon=False)
 
 
-def normalisation_figure(distributions: Sequence[Distribution]) -> bytes:
+def normalisation_figure(distributions: Sequence[Distribution]) -> Drawing:
     """Draws each quantity's histogram before (left) and after (right) normalisation."""
     shown = [entry for entry in distributions if entry.before.min() < entry.before.max()]
     figure = new_figure(0.3 + 0.95 * max(1, len(shown)))
@@ -134,8 +136,8 @@ def normalisation_figure(distributions: Sequence[Distribution]) -> bytes:
             axis.hist(values, bins=NUM_BINS, color=colour, log=True)
             axis.tick_params(axis="y", which="both", left=False, labelleft=False)
         row[0].set_ylabel(entry.name)
-    return png(figure)
+    return drawn(figure)
 
 
 def _say(axis: Axes, text: str) -> None:
-    axis.text(0.5, 0.5, text, ha="center", va="center", fontsize=8, color=GREY, transform=axis.transAxes)
+    axis.text(0.5, 0.5, text, ha="center", va="center", fontsize=9, color=GREY, transform=axis.transAxes)

@@ -1,6 +1,6 @@
 """The inspection of a data set as one HTML page."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +30,7 @@ from vla_jax.reporting.page import (
 )
 
 MAX_TOKENS_SHOWN = 40
+DISTRIBUTIONS = "Distributions"
 
 
 @dataclass(frozen=True)
@@ -84,8 +85,11 @@ def inspect_dataset(
     )
 
 
-def inspection_html(inspection: Inspection) -> str:
-    """Returns the page."""
+def inspection_html(
+    inspection: Inspection, figures: Mapping[str, Sequence[ReportFigure]] | None = None
+) -> str:
+    """Returns the page. figures: of `inspection_figures`, drawn already."""
+    figures = inspection_figures(inspection) if figures is None else figures
     dataset = inspection.dataset
     meta = dataset.meta
     lead = (
@@ -103,7 +107,7 @@ def inspection_html(inspection: Inspection) -> str:
         section("Prompts", _prompt_table(inspection.prompts), prompt_note(inspection.prompts)),
     ]
     for view in inspection.episodes:
-        parts += _episode(dataset, view)
+        parts += [_episode(dataset, view), *map(figure, figures[_title(dataset, view)])]
     if inspection.distributions:
         parts.append(
             section(
@@ -112,9 +116,7 @@ def inspection_html(inspection: Inspection) -> str:
                 NORMALISATION_NOTE,
             )
         )
-        drawn = normalisation_figure(inspection.distributions)
-        caption = "Left: as recorded; right: as the networks see it. Counts on a logarithmic scale."
-        parts.append(figure(ReportFigure("Distributions", caption, drawn)))
+        parts += map(figure, figures[DISTRIBUTIONS])
     return page(f"data set {dataset.path.resolve().name}", lead, parts)
 
 
@@ -274,19 +276,35 @@ def _cards(inspection: Inspection) -> str:
     )
 
 
-def _episode(dataset: PackedDataset, view: EpisodeView) -> list[str]:
+def _episode(dataset: PackedDataset, view: EpisodeView) -> str:
     entry = dataset.episodes[view.episode]
     note = f"{entry.path}, {entry.format}, split {entry.split}. " + " ".join(entry.notes)
-    title = f"Episode {entry.name}"
     content = table(SAMPLE_HEADER, sample_rows(view.samples)) if view.samples else "<p>No samples.</p>"
-    parts = [section(title, content, f"“{entry.instruction}” {note}".strip())]
-    if view.samples and dataset.meta.views:
-        caption = "The pictures that the chosen samples' features come from."
-        drawn = camera_figure(view.samples, dataset.meta.views)
-        parts.append(figure(ReportFigure(f"{title}: cameras", caption, drawn)))
-    caption = (
-        "Force and A-scans as stored, actions per control tick, and the age of what each tick sees: the features' "
-        "pictures grow old until the next refresh. Lines: the samples above."
-    )
-    drawn = timeline_figure(view.timeline, [sample.seconds for sample in view.samples])
-    return [*parts, figure(ReportFigure(f"{title}: over time", caption, drawn))]
+    return section(_title(dataset, view), content, f"“{entry.instruction}” {note}".strip())
+
+
+def _title(dataset: PackedDataset, view: EpisodeView) -> str:
+    return f"Episode {dataset.episodes[view.episode].name}"
+
+
+def inspection_figures(inspection: Inspection) -> dict[str, list[ReportFigure]]:
+    """Draws the page's figures, under the titles of the sections that they belong to."""
+    dataset, found = inspection.dataset, {}
+    for view in inspection.episodes:
+        title = _title(dataset, view)
+        found[title] = []
+        if view.samples and dataset.meta.views:
+            caption = "The pictures that the chosen samples' features come from."
+            drawing = camera_figure(view.samples, dataset.meta.views)
+            found[title].append(ReportFigure(f"{title}: cameras", caption, drawing))
+        caption = (
+            "Force and A-scans as stored, actions per control tick, and the age of what each tick sees: the features' "
+            "pictures grow old until the next refresh. Lines: the samples above."
+        )
+        drawing = timeline_figure(view.timeline, [sample.seconds for sample in view.samples])
+        found[title].append(ReportFigure(f"{title}: over time", caption, drawing))
+    if inspection.distributions:
+        caption = "Left: as recorded; right: as the networks see it. Counts on a logarithmic scale."
+        drawing = normalisation_figure(inspection.distributions)
+        found[DISTRIBUTIONS] = [ReportFigure(DISTRIBUTIONS, caption, drawing)]
+    return found
