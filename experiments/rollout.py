@@ -115,7 +115,7 @@ def main(arguments: Arguments) -> None:
 
     _check(arguments)
     plan = _plan(arguments)
-    encoders = _Encoders(arguments.backbone)
+    encoders = Encoders(arguments.backbone)
     for planned in plan:
         encoders.of(planned.policy)
     make_report_directory(arguments.out)
@@ -170,7 +170,7 @@ def _plan(arguments: Arguments) -> list[_Planned]:
         policy = InsertionPolicy.from_checkpoint(
             run, checkpoint=arguments.checkpoint, sampler=acting.sampler, steps=acting.sampling_steps
         )
-        _check_fits_phantom(run, policy)
+        check_fits_phantom(run, policy)
         latencies = [_ticks(text, "feature-latency", policy) for text in acting.feature_latency]
         plan += [
             _Planned(run.resolve().name, policy, _settings(acting, policy, latency), shift)
@@ -181,7 +181,7 @@ def _plan(arguments: Arguments) -> list[_Planned]:
 
 
 def _roll_out(
-    arguments: Arguments, plan: Sequence[_Planned], encoders: "_Encoders"
+    arguments: Arguments, plan: Sequence[_Planned], encoders: "Encoders"
 ) -> "tuple[list[Trial], bool]":
     """Lets the policies act, with a progress bar; returns what came of it, and whether it was stopped early."""
     from vla_jax.progress import progress_bar
@@ -216,7 +216,7 @@ def _films(trials: "Sequence[Trial]") -> "dict[str, list[Film]]":
     }
 
 
-class _Encoders:
+class Encoders:
     """The backbone, once for each kind of features that the policies read."""
 
     def __init__(self, backbone: str) -> None:
@@ -250,7 +250,7 @@ def make_environment(
 
 
 def _episodes(
-    arguments: Arguments, planned: _Planned, encoders: _Encoders
+    arguments: Arguments, planned: _Planned, encoders: Encoders
 ) -> "Generator[Rollout, None, None]":
     """Yields the episodes of a policy in one setting."""
     import jax
@@ -342,7 +342,7 @@ def _check(arguments: Arguments) -> None:
         )
 
 
-def _check_fits_phantom(run: Path, policy: "InsertionPolicy") -> None:
+def check_fits_phantom(run: Path, policy: "InsertionPolicy") -> None:
     """Refuses a policy of another arm, other cameras or another sensor."""
     data = policy.data
     lacking = [

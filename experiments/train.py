@@ -11,12 +11,14 @@ import tyro
 
 from experiments import cli
 from experiments.option_groups import given_in_groups, grouped_options
+from vla_jax.errors import UserError
 from vla_jax.training.config import FeedMode, TrainConfig
 from vla_jax.training.request import Request
 
 if TYPE_CHECKING:
     from vla_jax.dataset.feature_table import FeatureTable
     from vla_jax.dataset.packed_dataset import PackedDataset
+    from vla_jax.training.closed_loop import ClosedLoop
 
 DESCRIPTION = """Trains a policy head on the packed data set DATA with the vision-language features in CACHE.
 
@@ -85,6 +87,39 @@ class Running:
 
 
 @dataclass(frozen=True)
+class Judging:
+    """Roll-outs while training, for data of the simulated phantom."""
+
+    rollout_every: int | None = None
+    """Let the policy insert the needle in the simulated phantom after every so many updates. The best checkpoint is
+    then the one that fails least; training itself does not change."""
+    backbone: str | None = None
+    """What the features were exported with; required by --rollout-every."""
+    rollout_episodes: int = 32
+    """Insertions each time: the scenarios of `rollout --seed 0`."""
+    rollout_patience: int | None = None
+    """End after so many roll-outs without improvement; never by default."""
+
+    def closed_loop(self) -> "ClosedLoop | None":
+        """Returns who judges, if anybody. Raises UserError: what is asked for contradicts itself."""
+        if self.rollout_every is None:
+            if self.rollout_patience is not None or self.backbone is not None:
+                raise UserError("--backbone and --rollout-patience are for --rollout-every N; give it too")
+            return None
+        if self.backbone is None:
+            raise UserError(
+                "--rollout-every needs --backbone: the pictures that the policy sees must be encoded"
+            )
+        if self.rollout_episodes < 1:
+            raise UserError(f"--rollout-episodes must be at least 1, not {self.rollout_episodes}")
+        from experiments.closed_loop_judge import make_judge
+        from vla_jax.training.closed_loop import ClosedLoop
+
+        judge = make_judge(self.backbone, self.rollout_episodes)
+        return ClosedLoop(judge, self.rollout_every, self.rollout_patience)
+
+
+@dataclass(frozen=True)
 class Arguments:
     """Options of the command."""
 
@@ -93,6 +128,9 @@ class Arguments:
     request: Annotated[Request, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="run")]
     settings: Annotated[object, tyro.conf.arg(name="", constructor=SettingOptions)] = field(
         default_factory=SettingOptions
+    )
+    judging: Annotated[Judging, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="closed loop")] = field(
+        default_factory=Judging
     )
     running: Annotated[Running, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="machine")] = field(
         default_factory=Running
@@ -118,6 +156,7 @@ def main(arguments: Arguments) -> None:
     if running.distributed:
         join_processes(running.coordinator, running.num_processes, running.process_id)
     refuse_silent_cpu()
+    closed_loop = arguments.judging.closed_loop()
     dataset = open_dataset(arguments.data)
     beginning = begin(request, dataset, given_in_groups(arguments.settings, SETTINGS))
     config, features = beginning.config, beginning.features
@@ -146,6 +185,7 @@ def main(arguments: Arguments) -> None:
         initial=beginning.initial,
         feed=running.feed,
         wandb=running.wandb,
+        closed_loop=closed_loop,
         announce=console.print,
     )
     if not is_main_process():

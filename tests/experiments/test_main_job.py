@@ -247,3 +247,14 @@ def test_what_cannot_be_rolled_out_is_refused_before_anything_is_written(
     arguments = rollout_arguments(workspace, tmp_path / "report", untrained)
     assert message in error_line(run_command(*arguments, *options, status=2))
     assert not (tmp_path / "report").exists()
+
+
+def test_a_run_is_judged_in_closed_loop_while_it_trains(workspace, tmp_path):
+    options = ("--state-enabled", "--rollout-every", 4, "--rollout-episodes", 1)
+    shown = train(workspace, tmp_path / "run", *options, "--backbone", workspace / "backbone")
+    assert "step 4: closed loop failure_rate" in shown.stderr
+    (judged,) = [line for line in logged_lines(tmp_path / "run") if "closed_loop/failure_rate" in line]
+    assert judged["step"] == 4
+    assert judged["closed_loop/failure_rate"] in (0.0, 1.0)
+    message = error_line(train(workspace, tmp_path / "other", *options, status=2))
+    assert "--rollout-every needs --backbone" in message

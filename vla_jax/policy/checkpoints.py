@@ -17,7 +17,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from vla_jax.contracts.metric_names import BEST_METRIC
+from vla_jax.contracts.metric_names import best_score
 from vla_jax.errors import UserError
 from vla_jax.policy.metadata import (
     FORMAT_VERSION,
@@ -50,7 +50,8 @@ def checkpoint_steps(run: Path) -> list[int]:
 def resolve_checkpoint(path: Path, checkpoint: str = "latest") -> Path:
     """Returns the checkpoint directory meant by a run, its `checkpoints` folder, or one checkpoint.
 
-    checkpoint: "latest" or "best" (by validation), when `path` is no single one.
+    checkpoint: "latest" or "best" (by roll-outs, where it was judged so, else by validation), when `path` is no
+        single one.
 
     Raises:
         UserError: there is none.
@@ -70,9 +71,9 @@ def resolve_checkpoint(path: Path, checkpoint: str = "latest") -> Path:
         newest = found[steps[-1]].identity.data_key
         # Errors on other data than the newest checkpoint's are not to be compared with its.
         scored = {
-            step: metadata.metrics[BEST_METRIC]
+            step: score
             for step, metadata in found.items()
-            if BEST_METRIC in metadata.metrics and metadata.identity.data_key == newest
+            if (score := best_score(metadata.metrics)) and metadata.identity.data_key == newest
         }
         if not scored:
             raise UserError(f"{run} has no validated checkpoint to be the best; use the latest")

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from vla_jax.contracts.metric_names import VALIDATION
+from vla_jax.contracts.metric_names import CLOSED_LOOP, VALIDATION
 from vla_jax.dataset.feature_table import FeatureTable
 from vla_jax.dataset.packed_dataset import PackedDataset
 from vla_jax.storage.array_items import leaf_name
@@ -104,6 +104,12 @@ def describe_metrics(metrics: Mapping[str, float]) -> str:
         if name.startswith(f"{VALIDATION}/")
     ]
     return f"held-out {', '.join(listed)}" if listed else "there are no held-out episodes"
+
+
+def describe_closed_loop(judged: Mapping[str, float]) -> str:
+    """Returns what roll-outs found."""
+    listed = [f"{name.removeprefix(f'{CLOSED_LOOP}/')} {value:.4g}" for name, value in judged.items()]
+    return f"closed loop {', '.join(listed)}"
 
 
 def _megabytes(count: int) -> str:

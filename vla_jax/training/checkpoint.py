@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vla_jax.contracts.metric_names import BEST_METRIC
+from vla_jax.contracts.metric_names import best_score
 from vla_jax.contracts.specs import DataSpec, FeatureSpec
 from vla_jax.errors import UserError
 from vla_jax.policy.artifact import restore_normaliser
@@ -118,7 +118,7 @@ class CheckpointWriter:
         values = {METADATA: metadata.to_plain(), TRAINING: training}
         pending = begin_writing(self._directory / str(step), arrays, values)
         self._data = identity.data_key
-        self._scores[step] = (metrics.get(BEST_METRIC), self._data)
+        self._scores[step] = (best_score(metrics), self._data)
         self._pending = self._thread.submit(self._finish, pending)
 
     def wait(self) -> None:
@@ -193,8 +193,8 @@ def _training(directory: Path) -> dict[str, Any]:
     return training
 
 
-def _scores(run: Path) -> dict[int, tuple[float | None, str | None]]:
-    """Reads the validation errors of a run's checkpoints, with the data they are on; one that cannot be read is left
+def _scores(run: Path) -> dict[int, tuple[tuple[float, ...] | None, str | None]]:
+    """Reads how good a run's checkpoints are, with the data they are on; one that cannot be read is left
     out."""
     scores = {}
     for step in checkpoint_steps(run):
@@ -203,5 +203,5 @@ def _scores(run: Path) -> dict[int, tuple[float | None, str | None]]:
         except UserError as error:
             logger.warning("left alone: %s", error)
         else:
-            scores[step] = (metadata.metrics.get(BEST_METRIC), metadata.identity.data_key)
+            scores[step] = (best_score(metadata.metrics), metadata.identity.data_key)
     return scores

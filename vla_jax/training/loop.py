@@ -21,6 +21,7 @@ from vla_jax.preprocessing.preprocessor import Preprocessor
 from vla_jax.storage.replacing import writing_to
 from vla_jax.storage.stop_signals import stop_requested
 from vla_jax.training.announcements import (
+    describe_closed_loop,
     describe_devices,
     describe_memory,
     describe_metrics,
@@ -30,6 +31,7 @@ from vla_jax.training.announcements import (
     peak_memory,
 )
 from vla_jax.training.checkpoint import CheckpointWriter
+from vla_jax.training.closed_loop import ClosedLoop, Judgements
 from vla_jax.training.compilation import compile_update, make_validation
 from vla_jax.training.config import FeedMode, TrainConfig
 from vla_jax.training.feeding import make_feed, prefetched
@@ -69,6 +71,7 @@ def train(
     initial: PolicyArtifact | None = None,
     feed: FeedMode = "auto",
     wandb: bool = False,
+    closed_loop: ClosedLoop | None = None,
     announce: Callable[[str], None] = logger.info,
 ) -> TrainResult:
     """Trains a policy on the data set's training episodes and writes RUN.
@@ -81,6 +84,7 @@ def train(
     initial: a policy whose weights and normalisation a new run begins with; `config.policy` must describe it.
     feed: how batches reach the devices, see `vla_jax.training.feeding`.
     wandb: whether to send the metrics to Weights & Biases too.
+    closed_loop: judges the run by roll-outs, beside the held-out errors; the best checkpoint is then theirs.
     announce: is told, line by line, what the run is about to do.
 
     Raises:
@@ -151,6 +155,7 @@ def train(
                 identity=_identity(dataset, features),
             )
             stack.enter_context(_keeping_bad_batches(run, loader, batches.index - start.step))
+            judgements = None if closed_loop is None else Judgements(closed_loop)
             state, step, metrics, stopping = start.state, start.step, start.metrics, False
             if other_data:
                 metrics = validate(state)
@@ -175,6 +180,15 @@ def train(
                         log.say(f"step {step}: {describe_metrics(validated)}")
                     log.write(step, validated)
                     log.window.restart()
+                if closed_loop is not None and judgements is not None and closed_loop.is_due(step, config):
+                    checkpoint, saves = run / CHECKPOINTS / str(step), True
+                    judged = judgements.judge(
+                        config, state, start.normaliser, dataset.spec, features.spec, checkpoint
+                    )
+                    validated, metrics = validated | judged, metrics | judged
+                    log.say(f"step {step}: {describe_closed_loop(judged)}")
+                    log.write(step, judged)
+                    log.window.restart()
                 # Several processes must stop after the same update; asking each other takes a moment.
                 if jax.process_count() == 1 or logs or saves:
                     stopping = any_process(stop.is_set)
@@ -182,9 +196,9 @@ def train(
                     unlogged = log.window.fetch(step)
                     save(state, step=step, data_position=position, metrics=validated, unlogged=unlogged)
                     log.window.restart()
-                if stopping:
+                if stopping or (judgements is not None and judgements.is_enough):
                     break
-        return TrainResult(step=step, interrupted=step < config.steps, metrics=metrics)
+        return TrainResult(step=step, interrupted=stopping and step < config.steps, metrics=metrics)
 
 
 def check_batch_size(config: TrainConfig, mesh: Mesh) -> None:

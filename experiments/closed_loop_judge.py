@@ -1,0 +1,48 @@
+"""Roll-outs in the phantom that judge a policy while it trains."""
+
+import math
+import os
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from experiments.rollout import MOST_WORKERS, Encoders, check_fits_phantom, make_environment
+
+if TYPE_CHECKING:
+    from vla_jax.policy.artifact import PolicyArtifact
+
+SCENARIOS = 0
+"""The first scenario: those of `rollout --seed 0`, which is therefore for nothing else."""
+MOST_PARALLEL = 16
+
+
+def make_judge(backbone: str, episodes: int) -> "Callable[[PolicyArtifact], Mapping[str, float]]":
+    """Returns what judges a policy by so many insertions: failure_rate, and error, the median depth error in mm.
+
+    An episode in which the needle never entered counts as an infinite error.
+    """
+    encoders = Encoders(backbone)
+
+    def judge(artifact: "PolicyArtifact") -> Mapping[str, float]:
+        import jax
+
+        from vla_jax.evaluation.closed_loop import Inputs, RolloutSettings, roll_out
+        from vla_jax.evaluation.environments import environment_processes
+        from vla_jax.policy.insertion_policy import InsertionPolicy
+
+        policy = InsertionPolicy(artifact)
+        check_fits_phantom(artifact.path, policy)
+        count = min(MOST_PARALLEL, episodes)
+        workers = min(os.cpu_count() or 1, MOST_WORKERS)
+        settings = RolloutSettings(refresh_ticks=policy.data.refresh_ticks or 3)
+        with environment_processes(make_environment, count, workers) as environments:
+            seeds = range(SCENARIOS, SCENARIOS + episodes)
+            arguments = (environments, seeds, settings, jax.random.key(0), Inputs.of(policy))
+            rollouts = list(roll_out(policy.predict, encoders.of(policy), *arguments))
+        errors = [rollout.outcome.measures["depth_error_um"] for rollout in rollouts]
+        median = float(np.median([math.inf if error is None else error / 1000 for error in errors]))
+        failed = sum(not rollout.outcome.success for rollout in rollouts)
+        return {"failure_rate": failed / episodes, "error": min(median, 1e3)}
+
+    return judge
