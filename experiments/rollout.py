@@ -115,6 +115,10 @@ def main(arguments: Arguments) -> None:
 
     _check(arguments)
     plan = _plan(arguments)
+    if arguments.record is not None and len(plan) > len(arguments.runs):
+        raise UserError(
+            "--record takes one --feature-latency and one --shift: episodes of others are called alike"
+        )
     encoders = Encoders(arguments.backbone)
     for planned in plan:
         encoders.of(planned.policy)
@@ -127,7 +131,7 @@ def main(arguments: Arguments) -> None:
         trials,
         LAB_ACTIONS,
         _asked(arguments) | {"interrupted": interrupted},
-        _films(trials),
+        _films(trials, nudges=arguments.world.nudges),
         seed=arguments.seed,
     )
     console = make_console()
@@ -204,14 +208,16 @@ def _roll_out(
     return trials, stop.is_set
 
 
-def _films(trials: "Sequence[Trial]") -> "dict[str, list[Film]]":
-    """Films episodes of each policy in its first setting."""
+def _films(trials: "Sequence[Trial]", *, nudges: bool) -> "dict[str, list[Film]]":
+    """Films episodes of each policy in its first setting, in a world like the one that they happened in."""
     from vla_jax.progress import progress_bar
     from vla_jax.reporting.film import MAX_BYTES, make_films
 
     first = {trial.name: trial for trial in reversed(trials)}
     return {
-        name: make_films(trial, make_environment(shift=trial.shift or "none"), MAX_BYTES // len(first))
+        name: make_films(
+            trial, make_environment(shift=trial.shift or "none", nudges=nudges), MAX_BYTES // len(first)
+        )
         for name, trial in progress_bar(first.items(), desc="films", unit="policy")
     }
 

@@ -239,6 +239,7 @@ def test_stopping_keeps_the_episodes_that_are_done(workspace, untrained, tmp_pat
         (("--execute", "0"), "execute must be at least 1"),
         (("--episodes", "0"), "--episodes must be at least 1"),
         (("--sensor-lost", "3", "2"), "sensor_lost"),
+        (("--shift", "none", "start", "--record", "somewhere"), "--record takes one"),
     ],
 )
 def test_what_cannot_be_rolled_out_is_refused_before_anything_is_written(
