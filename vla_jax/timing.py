@@ -91,7 +91,8 @@ def oldest(ages: Float[np.ndarray, "n k"]) -> Float[np.ndarray, " n"]:
     """Returns the largest of each row's ages; NaN where it has none."""
     found = np.full(len(ages), np.nan)
     present = np.isfinite(ages).any(axis=1)
-    found[present] = np.nanmax(ages[present], axis=1)
+    if present.any():
+        found[present] = np.nanmax(ages[present], axis=1)
     return found
 
 

@@ -1,7 +1,8 @@
 """Writes videos: one for each episode and camera, which are then joined without encoding them again."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -46,11 +47,27 @@ def write_video(
                 raise UserError(f"pictures of one camera have different sizes, {size} and {pixels.shape[:2]}")
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
             frame.pts = count
-            container.mux(stream.encode(frame))
+            with _own_priority():
+                packets = stream.encode(frame)
+            container.mux(packets)
             count += 1
         if stream is not None:
             container.mux(stream.encode())
     return count
+
+
+@contextmanager
+def _own_priority() -> Iterator[None]:
+    """Gives the calling thread back the scheduling that it had.
+
+    libsvtav1 takes real-time priority for it where it may, as root: it would keep that for ever, hand it to the
+    processes that it starts, and starve everything else on the machine.
+    """
+    before = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, *before)
 
 
 def join_videos(path: Path, parts: Sequence[tuple[Path, int]], fps: int) -> None:

@@ -83,6 +83,9 @@ def drawn(figure: Figure) -> Drawing:
         assert isinstance(text, Text)
         if text.get_color() == "black":
             text.set_color(DARK)
+    # Each drawing would move the layout once more; so all files of a figure are alike.
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
     return Drawing(figure)
 
 

@@ -23,6 +23,7 @@ from vla_jax.publishing.episode import ROWS_FILE, write_episode
 from vla_jax.publishing.feature_statistics import joined, vector_statistics
 from vla_jax.publishing.lerobot import publish
 from vla_jax.publishing.settings import PublishOptions
+from vla_jax.publishing.video import write_video
 
 FLOAT32 = EpisodeOptions(sensor_dtype="float32")
 
@@ -276,3 +277,10 @@ def test_the_lerobot_package_opens_what_is_published(codec, lab, tmp_path):
             for image in after.records[instant].images:
                 theirs = found[f"observation.images.{image.view}"][row].astype(np.int32)
                 assert np.abs(pixels(image) - theirs).mean() < 2.0
+
+
+def test_encoding_leaves_the_priority_of_the_program_as_it_was(tmp_path):
+    """libsvtav1 takes real-time priority where it may."""
+    pictures = np.zeros((3, 64, 64, 3), np.uint8)
+    write_video(tmp_path / "video.mp4", pictures, 10, PublishOptions(codec="av1"))
+    assert os.sched_getscheduler(0) == os.SCHED_OTHER

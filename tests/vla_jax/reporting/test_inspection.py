@@ -181,18 +181,6 @@ def test_episodes_of_all_kinds_are_drawn_on_one_page(dataset):
         assert f"Episode {dataset.episodes[index].name}: over time" in text
 
 
-def test_a_sensor_that_ends_before_the_first_tick_is_drawn(tmp_path):
-    folder = write_windows_episode(tmp_path / "s" / "t" / "e")
-    with np.load(folder / "sensor_data.npz") as stored:
-        data, stamps = stored["data"], stored["timestamps"]
-    np.savez(folder / "sensor_data.npz", data=data, timestamps=stamps - 10)
-    packed = prepare([str(tmp_path / "s")], tmp_path / "d", PrepareOptions()).dataset
-    assert not packed.has_sensor(np.arange(len(packed.ticks))).any()
-    line = timeline(packed, 0)
-    assert np.isnan(line.row_time).all()
-    assert "Episode e: over time" in inspection_html(inspect_dataset(packed))
-
-
 def test_normalised_training_actions_have_unit_spread(dataset):
     found = {entry.name: entry for entry in distributions(dataset)}
     assert set(found) == {"dx", "dy", "dz", "da", "db", "dr", "gripper", "force", "A-scan"}
@@ -260,8 +248,9 @@ def test_pictures_that_are_gone_leave_their_places_empty(dataset, tmp_path):
     samples = [look_at(packed, tick) for tick in choose_samples(packed, 0, 2)]
     gone = camera_figure(samples, packed.meta.views)
     assert gone.figure.get_size_inches().tolist() == there.figure.get_size_inches().tolist()
-    assert (there.svg().count("<image"), gone.svg().count("<image")) == (4, 0)
-    assert gone.svg().count("file not found") == 4
+    # At the first tick the second view has no picture yet.
+    assert (there.svg().count("<image"), gone.svg().count("<image")) == (3, 0)
+    assert gone.svg().count("file not found") == 3
 
 
 def test_a_set_without_sensor_pictures_or_motion_is_shown_too(tmp_path):
