@@ -67,7 +67,7 @@ def test_the_page_needs_nothing_else_and_escapes_names(tmp_path):
     assert "<b>c" not in html
     assert html.count("<svg") == 2  # Training loss, held-out error.
     assert html.count("<figcaption></figcaption>") == 0
-    assert not re.search(r'(src|href)="(?!data:)', html)
+    assert not re.search(r'(src|href)="(?!data:|#)', html)
 
 
 def test_a_line_that_is_being_written_is_left_out_and_a_damaged_one_said(tmp_path):
