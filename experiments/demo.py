@@ -59,8 +59,8 @@ class Arguments:
     """Seed of the episodes."""
     policies: tuple[PolicyName, ...] = ("regression", "diffusion", "vision-only")
     """Which policies to train. Those of gated and cross-attention are regression policies with another fusion."""
-    steps: int | None = None
-    """Optimizer updates of each policy; the recipe's by default."""
+    steps: int = 1000
+    """Optimizer updates of each policy."""
 
 
 def main(arguments: Arguments) -> int:
@@ -70,11 +70,10 @@ def main(arguments: Arguments) -> int:
         ("episodes", arguments.episodes, 2),
         ("rollouts", arguments.rollouts, 1),
         ("seed", arguments.seed, 0),
+        ("steps", arguments.steps, 1),
     ):
         if value < least:
             raise UserError(f"--{option} {value} is impossible; give at least {least}")
-    if arguments.steps is not None and arguments.steps < 1:
-        raise UserError(f"--steps {arguments.steps} is impossible; give at least 1")
     started = time.monotonic()
     out = arguments.out
     episodes, data, cache, backbone = (out / name for name in ("episodes", "data", "cache", "backbone"))
@@ -83,12 +82,14 @@ def main(arguments: Arguments) -> int:
     if not (backbone / "config.json").is_file():
         run_command("tiny_backbone", backbone)
     run_command("export", data, "--backbone", backbone, "--cache", cache)
-    steps = () if arguments.steps is None else ("--steps", arguments.steps)
     for name in arguments.policies:
         options = POLICIES[name]
         run, report = out / "runs" / name, out / "reports" / name
         run_command(
-            "train", data, "--cache", cache, "--out", run, "--recipe", "small", "--resume", *options, *steps
+            "train",
+            data,
+            *("--cache", cache, "--out", run, "--recipe", "small", "--resume", "--steps", arguments.steps),
+            *options,
         )
         run_command("evaluate", run, data, "--cache", cache, "--out", report)
     runs, closed_loop = [out / "runs" / name for name in arguments.policies], out / "reports" / "rollout"

@@ -222,7 +222,6 @@ def test_torchrun_splits_the_work_and_a_lost_ranks_share_is_picked_up(long_data,
     written = [int(n) for n in re.findall(r"(\d+) records written", output)]
     assert len(written) == 2
     assert sum(written) == required - present
-    assert "export, 2 ranks: " in errors
     assert len(FeatureStore.open(tmp_path, name)) == required
 
 

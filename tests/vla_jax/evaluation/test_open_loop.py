@@ -195,7 +195,8 @@ def test_files_of_a_report(judged, workspace, tmp_path):
     report = write_evaluation(judged, workspace.dataset, tmp_path / "new" / "report")
     out = tmp_path / "new" / "report"
     assert report == out / "report.html"
-    assert sorted(path.name for path in out.iterdir()) == ["metrics.json", "predictions.npz", "report.html"]
+    files = {path.name for path in out.iterdir()}
+    assert files == {"figures", "metrics.json", "predictions.npz", "report.html"}
     assert json.loads((out / "metrics.json").read_text()) == judged.metrics
     with np.load(out / "predictions.npz") as arrays:
         assert sorted(arrays) == ["episode", "predicted", "target", "tick"]
@@ -217,10 +218,14 @@ def test_recordings_without_sensor_or_segments_have_a_report(tmp_path):
     json.loads((tmp_path / "out" / "metrics.json").read_text())
 
 
+def files_in(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def test_a_failed_write_leaves_the_old_report(judged, workspace, tmp_path, monkeypatch):
     monkeypatch.setattr(evaluation_report, "report_figures", lambda *args: [])
     write_evaluation(judged, workspace.dataset, tmp_path)
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    before = files_in(tmp_path)
 
     def fail(*args, **kwargs):
         raise OSError(28, "No space left on device")
@@ -228,7 +233,7 @@ def test_a_failed_write_leaves_the_old_report(judged, workspace, tmp_path, monke
     monkeypatch.setattr(evaluation_report.np, "savez_compressed", fail)
     with pytest.raises(UserError, match="No space left"):
         write_evaluation(judged, workspace.dataset, tmp_path)
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert files_in(tmp_path) == before
 
 
 def test_an_empty_split_is_a_users_mistake(policy, workspace, monkeypatch):

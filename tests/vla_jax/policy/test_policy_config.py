@@ -58,8 +58,8 @@ def test_json_of_earlier_versions_is_read():
     [
         ({"kind": "difusion"}, r"'difusion'; choose one of .*did you mean 'diffusion'"),
         ({"hidden_dim": 8}, "the key 'kind' is missing"),
-        ({"kind": "diffusion", "z_chunk": "zero"}, r"extra fields found \(z_chunk\)"),
-        ({"kind": "diffusion", "steps": 0}, "DiffusionConfig.steps is 0"),
+        ({"kind": "diffusion", "z_chunk": "zero"}, r"head\.z_chunk is unknown"),
+        ({"kind": "diffusion", "steps": 0}, r"head\.steps is 0; it must be at least 1"),
     ],
 )
 def test_heads_that_do_not_exist_are_refused_in_one_line(head, message):
