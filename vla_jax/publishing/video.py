@@ -47,7 +47,7 @@ def write_video(
                 raise UserError(f"pictures of one camera have different sizes, {size} and {pixels.shape[:2]}")
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
             frame.pts = count
-            with _own_priority():
+            with own_priority():
                 packets = stream.encode(frame)
             container.mux(packets)
             count += 1
@@ -57,7 +57,7 @@ def write_video(
 
 
 @contextmanager
-def _own_priority() -> Iterator[None]:
+def own_priority() -> Iterator[None]:
     """Gives the calling thread back the scheduling that it had.
 
     libsvtav1 takes real-time priority for it where it may, as root: it would keep that for ever, hand it to the

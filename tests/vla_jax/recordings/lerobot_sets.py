@@ -12,6 +12,7 @@ import pyarrow.parquet
 from PIL import Image
 
 from tests.commands import REPOSITORY
+from vla_jax.publishing.video import own_priority
 
 SHIPPED = REPOSITORY / "tests" / "data" / "lerobot"
 JOINTS = tuple(f"{arm}_{i}.pos" for arm in ("left", "right") for i in range(7))
@@ -181,9 +182,10 @@ def _write_video(path: Path, pictures: np.ndarray, fps: int, codec: str, keyfram
         stream = container.add_stream(codec, rate=fps, options={"g": str(keyframe_every), "crf": "15"})
         stream.height, stream.width = pictures.shape[1:3]
         stream.pix_fmt = "yuv420p"
-        for pixels in pictures:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
-        container.mux(stream.encode())
+        with own_priority():
+            for pixels in pictures:
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+            container.mux(stream.encode())
 
 
 def _made(path: Path) -> Path:
