@@ -1,13 +1,13 @@
 """Roll-outs in the phantom that judge a policy while it trains."""
 
 import math
-import os
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from experiments.rollout import MOST_WORKERS, Encoders, check_fits_phantom, make_environment
+from experiments.data import num_processors
+from experiments.rollout import Encoders, check_fits_phantom, make_environment
 
 if TYPE_CHECKING:
     from vla_jax.policy.artifact import PolicyArtifact
@@ -34,7 +34,7 @@ def make_judge(backbone: str, episodes: int) -> "Callable[[PolicyArtifact], Mapp
         policy = InsertionPolicy(artifact)
         check_fits_phantom(artifact.path, policy)
         count = min(MOST_PARALLEL, episodes)
-        workers = min(os.cpu_count() or 1, MOST_WORKERS)
+        workers = num_processors()
         settings = RolloutSettings(refresh_ticks=policy.data.refresh_ticks or 3)
         with environment_processes(make_environment, count, workers) as environments:
             seeds = range(SCENARIOS, SCENARIOS + episodes)

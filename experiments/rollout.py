@@ -5,7 +5,6 @@ import dataclasses
 import functools
 import json
 import math
-import os
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from rich.table import Table
 
 from experiments import cli
 from experiments.console import make_console
+from experiments.data import num_processors
 from experiments.phantom import PhantomEnvironment, PhantomSimulator
 from experiments.phantom.camera import VIEWS
 from experiments.phantom.disturbance import Disturbance
@@ -41,7 +41,6 @@ Writes REPORT/rollout.json, REPORT/rollouts.npz and REPORT/report.html. Ctrl-C k
 
 SEEDS_APART = 1_000_000
 """Scenarios of two seeds are never the same, up to so many episodes."""
-MOST_WORKERS = 16
 MAX_SEED = 2**32 // SEEDS_APART
 
 
@@ -275,7 +274,7 @@ def _episodes(
         name=planned.name,
     )
     first = arguments.seed * SEEDS_APART
-    workers = arguments.workers or min(os.cpu_count() or 1, MOST_WORKERS)
+    workers = arguments.workers or num_processors()
     with environment_processes(make, arguments.parallel, workers) as environments:
         yield from roll_out(
             policy.predict,

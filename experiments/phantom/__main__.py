@@ -1,6 +1,5 @@
 """`python -m experiments.phantom OUT`: writes simulated needle insertions as `windows` episodes."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -8,14 +7,13 @@ from typing import Annotated
 import tyro
 
 from experiments import cli
+from experiments.data import num_processors
 from experiments.phantom.data_set import DataSetSettings, find_episodes, write_data_set
 from vla_jax.errors import UserError
 from vla_jax.progress import progress_bar
 
 DESCRIPTION = """Simulates a needle inserted into a layered tissue phantom, guided by a scripted demonstrator, and
 writes the insertions as episodes: three views at 5 Hz, poses at 100 Hz, force and OCT A-scans at 650 Hz."""
-
-_MOST_WORKERS = 16
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,7 @@ def main(arguments: Arguments) -> None:
         disturbed_fraction=arguments.disturbed_fraction,
         overlapping_windows=arguments.overlapping_windows,
     )
-    workers = arguments.workers or min(os.cpu_count() or 1, _MOST_WORKERS)
+    workers = arguments.workers or num_processors()
     num_present = sum(index < arguments.episodes for index in find_episodes(arguments.out, settings))
     with progress_bar(total=arguments.episodes, initial=num_present, unit="episode", desc="phantom") as bar:
         write_data_set(

@@ -72,8 +72,7 @@ def make_grid(recording: Recording, options: EpisodeOptions) -> Grid:
     corrections = recording.corrections
     if corrections is None:
         return grid
-    nearest = np.clip(np.searchsorted(grid.ticks, corrections.times), 1, max(len(grid.ticks) - 1, 1))
-    nearest -= corrections.times - grid.ticks[nearest - 1] < grid.ticks[nearest] - corrections.times
+    nearest = np.searchsorted((grid.ticks[1:] + grid.ticks[:-1]) / 2, corrections.times)
     late = np.abs(corrections.times - grid.ticks[nearest])
     if late.max(initial=0.0) > MAX_CORRECTION_TICKS / options.rate_hz:
         row = int(np.argmax(late))
