@@ -80,6 +80,8 @@ class Scenario:
 
     def at(self, time_s: float) -> "Scenario":
         """The same with the phantom where it is at a time."""
+        if not self.motion.amplitude_mm:
+            return self
         x, y, z = self.motion.at(time_s)
         return replace(
             self,
