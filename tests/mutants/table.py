@@ -356,11 +356,11 @@ NETWORKS = [
     ),
     *_of(
         "vla_jax/models/dropout.py",
-        ("what dropout keeps is not scaled", "x / (1.0 - rate)", "x", DROPOUT),
+        ("what dropout keeps is not scaled", "x / kept", "x", DROPOUT),
         (
             "dropout keeps what it should drop",
-            "bernoulli(key, 1.0 - rate, x.shape)",
-            "bernoulli(key, rate, x.shape)",
+            ">= dropped",
+            "< dropped",
             DROPOUT,
         ),
     ),
