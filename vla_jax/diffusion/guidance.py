@@ -6,11 +6,13 @@ costs a backward pass too.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
+
+AuxT = TypeVar("AuxT")
 
 MAX_WEIGHT = 5.0
 """Bound β of the guidance's weight, as in the paper: without, it is infinite at the noise."""
@@ -29,23 +31,25 @@ def plan_weights(
     return jnp.where(index < promised, 1.0, falling * jnp.expm1(falling) / (jnp.e - 1.0))
 
 
-def guided_estimate(
-    estimate: Callable[[Float[Array, "b h a"]], Float[Array, "b h a"]],
+def guidance(
+    estimate: Callable[[Float[Array, "b h a"]], tuple[Float[Array, "b h a"], AuxT]],
     x: Float[Array, "b h a"],
     signal: Any,
     sigma: Any,
     plan: Float[Array, "b h a"],
     weights: Float[Array, "b h"],
-) -> Float[Array, "b h a"]:
-    """The clean actions that x = signal · actions + sigma · noise implies, drawn to the plan.
+) -> tuple[Float[Array, "b h a"], AuxT]:
+    """(what to add to the clean actions that x = signal · actions + sigma · noise implies, what `estimate` returns
+    beside them).
 
-    estimate: x → the clean actions as the network sees them; rows must not depend on each other.
-    signal, sigma: shares of actions and noise at this step. A flow's are t and 1 − t, and there the result is that of
-        the paper's eq. 2; a diffusion is the same flow at another scale and pace, which these two say.
+    estimate: x → the clean actions as the network sees them, and anything; rows must not depend on each other.
+    signal, sigma: shares of actions and noise at this step. A flow's are t and 1 − t, and the result is (1 − t) times
+        what the paper's eq. 2 adds to the velocity. A diffusion is the same flow at another scale and pace, which these
+        two say.
     """
-    clean, pull = jax.vjp(estimate, x)
+    clean, pull, beside = jax.vjp(estimate, x, has_aux=True)
     weights = weights[..., None]
     # What is not planned may hold anything.
     (correction,) = pull(jnp.where(weights > 0.0, weights * (plan - clean), 0.0))
     weight = jnp.minimum(MAX_WEIGHT, (signal**2 + sigma**2) / jnp.maximum(signal * sigma, 1e-8))
-    return clean + sigma * weight * correction
+    return sigma * weight * correction, beside

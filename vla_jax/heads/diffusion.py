@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int, Key
 from vla_jax.contracts.checks import Count, Positive, ShareOrWhole, unknown_choice
 from vla_jax.diffusion.ddim import ddim_sample
 from vla_jax.diffusion.ddpm import ddpm_sample
-from vla_jax.diffusion.guidance import guided_estimate, plan_weights
+from vla_jax.diffusion.guidance import guidance, plan_weights
 from vla_jax.diffusion.schedule import (
     Prediction,
     Schedule,
@@ -213,14 +213,15 @@ class DiffusionHead(Denoiser[DiffusionConfig]):
         def network(x: Array, step: tuple[Array, StepConstants]) -> Array:
             time, constants = step
 
-            def estimate(x: Array) -> Array:
+            def estimate(x: Array) -> tuple[Array, Array]:
                 output = self(x, time[None], condition)
                 x_0, _ = split_prediction(self.config.prediction, x, output, constants)
                 # Beyond the bound nothing pulls: at the noisiest steps a noise estimate implies actions of thousands.
-                return x_0 if clip is None else jnp.clip(x_0, -clip, clip)
+                return (x_0 if clip is None else jnp.clip(x_0, -clip, clip)), x_0
 
             signal, sigma = constants["sqrt_alphas_cumprod"], constants["sqrt_one_minus_alphas_cumprod"]
-            return guided_estimate(estimate, x, signal, sigma, plan.actions, weights)
+            change, x_0 = guidance(estimate, x, signal, sigma, plan.actions, weights)
+            return x_0 + change
 
         return network
 

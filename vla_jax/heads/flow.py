@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Key
 
 from vla_jax.contracts.checks import Positive, Range, unknown_choice
 from vla_jax.diffusion.flow_path import draw_times, euler_sample, euler_times, on_path, path_velocity
-from vla_jax.diffusion.guidance import guided_estimate, plan_weights
+from vla_jax.diffusion.guidance import guidance, plan_weights
 from vla_jax.errors import UserError
 from vla_jax.heads.denoiser import UNIT_TIME, Denoiser, DenoiserConfig
 from vla_jax.heads.head_config import HeadSize, Sampling, register_head
@@ -108,11 +108,13 @@ class FlowHead(Denoiser[FlowConfig]):
                 return self(x, time[None], condition, prefix=prefix)
             assert prefix is not None
 
-            def estimate(x: Array) -> Array:
-                return x + (1.0 - t) * self(x, time[None], condition)
+            def estimate(x: Array) -> tuple[Array, Array]:
+                velocity = self(x, time[None], condition)
+                return x + (1.0 - t) * velocity, velocity
 
             weights = plan_weights(prefix.promised, prefix.planned, self.chunk_shape[0])
-            return (guided_estimate(estimate, x, t, 1.0 - t, prefix.actions, weights) - x) / (1.0 - t)
+            change, velocity = guidance(estimate, x, t, 1.0 - t, prefix.actions, weights)
+            return velocity + change / (1.0 - t)
 
         noise = jax.vmap(self.draw_noise)(keys)
         chunk = euler_sample(velocity, noise, steps, per_step=(self.embed_time(UNIT_TIME * times), times))
