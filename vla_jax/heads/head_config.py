@@ -75,7 +75,7 @@ class HeadConfig:
         return cls()
 
     def sampling(self, sampler: str | None = None, steps: int | None = None) -> Sampling | None:
-        """Returns how to sample: as asked for, or where None as configured; None for heads that predict in one pass.
+        """Returns how to sample: as asked for, or where None as configured; None for heads that always pass as often.
 
         Raises:
             UserError: the head cannot sample so.
