@@ -9,7 +9,14 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from vla_jax.contracts.checks import Positive, Range, unknown_choice
-from vla_jax.diffusion.flow_path import draw_times, euler_sample, euler_times, on_path, path_velocity
+from vla_jax.diffusion.flow_path import (
+    draw_times,
+    euler_sample,
+    euler_times,
+    on_path,
+    path_velocity,
+    skip_weight,
+)
 from vla_jax.diffusion.guidance import guidance, plan_weights
 from vla_jax.errors import UserError
 from vla_jax.heads.denoiser import UNIT_TIME, Denoiser, DenoiserConfig
@@ -60,9 +67,23 @@ class FlowConfig(DenoiserConfig):
 
 
 class FlowHead(Denoiser[FlowConfig]):
-    """Its output is the velocity. Time is 0 at the noise and 1 at the actions (`vla_jax.diffusion.flow_path`)."""
+    """Its output is the velocity, beside a guess of it. Time is 0 at the noise and 1 at the actions
+    (`vla_jax.diffusion.flow_path`)."""
 
     CLEAN_TIME = UNIT_TIME
+
+    def velocity(
+        self,
+        x_t: Float[Array, "b h a"],
+        t: Float[Array, "#b"],
+        time: Float[Array, "#b e"],
+        condition: Float[Array, "b e"],
+        *,
+        prefix: Prefix | None = None,
+        key: DropoutKey = None,
+    ) -> Float[Array, "b h a"]:
+        """The velocity at x_t. time: t, embedded."""
+        return skip_weight(t)[:, None, None] * x_t + self(x_t, time, condition, prefix=prefix, key=key)
 
     def loss(
         self,
@@ -82,7 +103,8 @@ class FlowHead(Denoiser[FlowConfig]):
         )
         noise = jax.random.normal(keys[1], actions.shape, actions.dtype)
         time = self.embed_time(UNIT_TIME * t)
-        velocity = self(on_path(noise, actions, t), time, condition, prefix=prefix, key=dropout_key)
+        x_t = on_path(noise, actions, t)
+        velocity = self.velocity(x_t, t, time, condition, prefix=prefix, key=dropout_key)
         error = jnp.square(velocity - path_velocity(noise, actions))
         return mean_of_the_rest(error, prefix).reshape(b, draws).mean(axis=1)
 
@@ -105,11 +127,11 @@ class FlowHead(Denoiser[FlowConfig]):
         def velocity(x: Array, step: tuple[Array, Array]) -> Array:
             time, t = step
             if not guided:
-                return self(x, time[None], condition, prefix=prefix)
+                return self.velocity(x, t[None], time[None], condition, prefix=prefix)
             assert prefix is not None
 
             def estimate(x: Array) -> tuple[Array, Array]:
-                velocity = self(x, time[None], condition)
+                velocity = self.velocity(x, t[None], time[None], condition)
                 return x + (1.0 - t) * velocity, velocity
 
             weights = plan_weights(prefix.promised, prefix.planned, self.chunk_shape[0])

@@ -71,8 +71,8 @@ class ChunkQueue:
         ends = [begun + len(chunk) for begun, chunk in self._chunks]
         last = max([tick + latency, *ends])
         if last == tick:
-            return np.zeros((0, *self._hold.shape), np.float32)
-        return np.stack([self._action(later) for later in range(tick, last)]).astype(np.float32)
+            return self._hold[None][:0]
+        return np.stack([self._action(later) for later in range(tick, last)])
 
     def _action(self, tick: int) -> Float[np.ndarray, " a"]:
         """Returns what the chunks have for a tick, which may lie ahead."""

@@ -46,7 +46,8 @@ def refuse_other_parameters(initial: PolicyArtifact, config: TrainConfig) -> Non
         for policy in (initial.config, config.policy)
     )
     if theirs != ours:
-        differing = min(path for path in theirs.keys() | ours.keys() if theirs.get(path) != ours.get(path))
+        paths = sorted(theirs.keys() | ours.keys(), key=str)
+        differing = next(path for path in paths if theirs.get(path) != ours.get(path))
         raise UserError(
             f"--head gives the network other parameters ({'.'.join(map(str, differing))}) than {initial.path} has; "
             "leave it or --init-from out"

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from tests.vla_jax import recorded
-from vla_jax.diffusion.flow_path import draw_times
+from vla_jax.diffusion.flow_path import draw_times, skip_weight
 from vla_jax.heads.diffusion import DiffusionConfig
 from vla_jax.heads.flow import FlowConfig
 from vla_jax.heads.minimal_iterative import MinimalIterativeConfig
@@ -62,7 +62,7 @@ def test_each_length_is_drawn_as_often_as_any_other():
 
 
 def test_the_loss_of_a_flow_with_a_prefix_is_that_of_the_rest():
-    """A head of zeros misses by the whole velocity."""
+    """A head of zeros misses by all that the guess of the velocity misses."""
     head = make(replace(CONFIGS["flow"], prefix_max=4))
     nnx.update(head, jax.tree.map(jnp.zeros_like, nnx.state(head)))
     actions = prefix(*[0] * 16, seed=3).actions
@@ -70,10 +70,10 @@ def test_the_loss_of_a_flow_with_a_prefix_is_that_of_the_rest():
     noise = np.asarray(jax.random.normal(KEYS[1], actions.shape))
     promised = np.asarray(draw_prefix(jax.random.fold_in(KEYS[0], 0), actions, 4).promised)
     assert len(set(promised)) > 2
-    expected = [
-        np.square(np.asarray(actions)[row, count:] - noise[row, count:]).mean()
-        for row, count in enumerate(promised)
-    ]
+    t = np.asarray(draw_times(KEYS[0], 16, alpha=1.5, beta=1.0, shift=1.0))[:, None, None]
+    guess = (2 * t - 1) / (t**2 + (1 - t) ** 2) * ((1 - t) * noise + t * np.asarray(actions))
+    error = np.square(np.asarray(actions) - noise - guess)
+    expected = [error[row, count:].mean() for row, count in enumerate(promised)]
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
 
 
@@ -163,7 +163,7 @@ def test_guidance_leaves_promised_actions_as_they_are_and_the_rest_goes_on_from_
         x_0 = jnp.einsum("hk,bka->bha", signal * covariance @ inverse, x_t)
         noise = jnp.einsum("hk,bka->bha", sigma * inverse, x_t)
         of_diffusion = {"epsilon": noise, "sample": x_0, "v": signal * noise - sigma * x_0}
-        return x_0 - noise if flows else of_diffusion[prediction]
+        return x_0 - noise - skip_weight(t / 100) * x_t if flows else of_diffusion[prediction]
 
     monkeypatch.setattr(type(head), "__call__", network)
     monkeypatch.setattr(type(head), "embed_time", lambda self, t: t.astype(jnp.float32)[:, None])
