@@ -29,15 +29,6 @@ def path_velocity(noise: Float[Array, "b h a"], actions: Float[Array, "b h a"]) 
     return actions - noise
 
 
-def skip_weight(t: Float[Array, "*n"]) -> Float[Array, "*n"]:
-    """How much of x_t the best linear guess of the velocity is, for actions of unit variance.
-
-    From −1 at the noise, where all of x_t has to go, to 1. A network that only adds to this guess need not learn it (as
-    Karras et al. 2022, arXiv:2206.00364, section 5, do for diffusion).
-    """
-    return (2.0 * t - 1.0) / (t**2 + (1.0 - t) ** 2)
-
-
 def draw_times(
     key: Key[Array, ""], count: int, *, alpha: float, beta: float, shift: float
 ) -> Float[Array, " n"]:

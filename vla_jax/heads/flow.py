@@ -1,7 +1,7 @@
 """The flow matching head: estimates the velocity from noise to actions, and follows it in a few steps, or in one."""
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,6 @@ from vla_jax.diffusion.flow_path import (
     euler_times,
     on_path,
     path_velocity,
-    skip_weight,
 )
 from vla_jax.diffusion.guidance import guidance, plan_weights
 from vla_jax.errors import UserError
@@ -23,6 +22,8 @@ from vla_jax.heads.denoiser import UNIT_TIME, Denoiser, DenoiserConfig
 from vla_jax.heads.head_config import HeadSize, Sampling, register_head
 from vla_jax.heads.prefix import Prefix, draw_prefix, mean_of_the_rest
 from vla_jax.models.dropout import DropoutKey
+
+FlowPrediction = Literal["velocity", "sample"]
 
 SAMPLER = "euler"
 MAX_STEPS = 1000
@@ -36,6 +37,9 @@ class FlowConfig(DenoiserConfig):
     kind: ClassVar[str] = "flow"
     can_be_guided: ClassVar[bool] = True
 
+    prediction: FlowPrediction = "velocity"
+    """What the network is trained to predict: the velocity, or the clean actions, which the velocity then follows
+    from."""
     sampling_steps: Annotated[int, Range(low=1, high=MAX_STEPS)] = 10
     """Euler's steps from noise to actions."""
     time_alpha: Positive = 1.5
@@ -55,7 +59,9 @@ class FlowConfig(DenoiserConfig):
     @classmethod
     def preset(cls, size: HeadSize, *, reference: bool = False) -> "FlowConfig":
         # As the diffusion head's; the reference has no such head.
-        return cls(**cls.sizes(size), noise_draws=4 if size == "small" else 1)
+        if size == "small":
+            return cls(**cls.sizes(size), prediction="sample", noise_draws=4)
+        return cls(**cls.sizes(size))
 
     def sampling(self, sampler: str | None = None, steps: int | None = None) -> Sampling:
         if sampler not in (None, SAMPLER):
@@ -67,7 +73,7 @@ class FlowConfig(DenoiserConfig):
 
 
 class FlowHead(Denoiser[FlowConfig]):
-    """Its output is the velocity, beside a guess of it. Time is 0 at the noise and 1 at the actions
+    """Its output is the velocity, or the clean actions. Time is 0 at the noise and 1 at the actions
     (`vla_jax.diffusion.flow_path`)."""
 
     CLEAN_TIME = UNIT_TIME
@@ -82,8 +88,11 @@ class FlowHead(Denoiser[FlowConfig]):
         prefix: Prefix | None = None,
         key: DropoutKey = None,
     ) -> Float[Array, "b h a"]:
-        """The velocity at x_t. time: t, embedded."""
-        return skip_weight(t)[:, None, None] * x_t + self(x_t, time, condition, prefix=prefix, key=key)
+        """The velocity at x_t. t: below 1. time: t, embedded."""
+        output = self(x_t, time, condition, prefix=prefix, key=key)
+        if self.config.prediction == "velocity":
+            return output
+        return (output - x_t) / (1.0 - t)[:, None, None]
 
     def loss(
         self,
@@ -94,7 +103,7 @@ class FlowHead(Denoiser[FlowConfig]):
         dropout_key: DropoutKey = None,
         previous_chunk: Float[Array, "b h a"] | None = None,
     ) -> Float[Array, " b"]:
-        """The squared error of the velocity, mean over `noise_draws` times."""
+        """The squared error of what the network predicts, mean over `noise_draws` times."""
         config, b, draws = self.config, actions.shape[0], self.config.noise_draws
         actions, condition = (jnp.repeat(x, draws, axis=0) for x in (actions, condition))
         prefix = draw_prefix(jax.random.fold_in(keys[0], 0), actions, config.prefix_max)
@@ -103,9 +112,13 @@ class FlowHead(Denoiser[FlowConfig]):
         )
         noise = jax.random.normal(keys[1], actions.shape, actions.dtype)
         time = self.embed_time(UNIT_TIME * t)
-        x_t = on_path(noise, actions, t)
-        velocity = self.velocity(x_t, t, time, condition, prefix=prefix, key=dropout_key)
+        velocity = self.velocity(
+            on_path(noise, actions, t), t, time, condition, prefix=prefix, key=dropout_key
+        )
         error = jnp.square(velocity - path_velocity(noise, actions))
+        if config.prediction == "sample":
+            # The error of the clean actions.
+            error = jnp.square(1.0 - t)[:, None, None] * error
         return mean_of_the_rest(error, prefix).reshape(b, draws).mean(axis=1)
 
     def sample(

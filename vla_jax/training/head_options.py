@@ -4,10 +4,11 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from flax import nnx
 
+from vla_jax.contracts.checks import problem
 from vla_jax.errors import UserError
 from vla_jax.heads.head_config import HeadConfig
 from vla_jax.policy.artifact import PolicyArtifact
@@ -16,12 +17,13 @@ from vla_jax.training.config import TrainConfig
 
 
 def head_settings(options: Sequence[str], head: HeadConfig) -> dict[str, Any]:
-    """Returns the values under the dotted names of `TrainConfig`'s fields. The dataclass checks types and ranges.
+    """Returns the values under the dotted names of `TrainConfig`'s fields.
 
     Raises:
-        UserError: an option is not NAME=VALUE, or the head has no field of that name.
+        UserError: an option is not NAME=VALUE, the head has no field of that name, or the value does not fit it.
     """
     names = [field.name for field in dataclasses.fields(head)]
+    hints = get_type_hints(type(head), include_extras=True)
     settings = {}
     for option in options:
         name, equals, text = option.partition("=")
@@ -31,7 +33,11 @@ def head_settings(options: Sequence[str], head: HeadConfig) -> dict[str, Any]:
             close = get_close_matches(name, names, n=1)
             hint = f"; did you mean {close[0]}?" if close else f"; it has {', '.join(names)}"
             raise UserError(f"--head {option}: a {head.kind} head has no {name}{hint}")
-        settings[f"policy.head.{name}"] = _value(text)
+        value = _value(text)
+        if wrong := problem(hints[name], value):
+            raise UserError(f"--head {name} {wrong}")
+        is_float = float in (hints[name], *get_args(hints[name]))
+        settings[f"policy.head.{name}"] = float(value) if is_float else value
     return settings
 
 

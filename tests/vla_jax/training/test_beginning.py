@@ -145,7 +145,7 @@ def test_fields_of_the_head_are_set_by_their_names(workspace, tmp_path):
         workspace, head=("prefix_max=2", "time_shift=4", "horizon_embedding=false"), **asked
     ).policy.head
     plain = configured(workspace, **asked).policy.head
-    assert head == dataclasses.replace(plain, prefix_max=2, time_shift=4, horizon_embedding=False)
+    assert head == dataclasses.replace(plain, prefix_max=2, time_shift=4.0, horizon_embedding=False)
     # A denoiser with a prefix has no parameters that one without lacks; a regression has.
     saved = save_run(workspace, tmp_path / "a", policy_config(workspace, "diffusion"))
     begun = beginning(workspace, init_from=saved, recipe="debug", head=("prefix_max=2",))
