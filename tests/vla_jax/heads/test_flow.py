@@ -8,12 +8,18 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tests.vla_jax import recorded
 from vla_jax.errors import UserError
 from vla_jax.heads.flow import FlowConfig
 from vla_jax.heads.head_config import Sampling
 
 SMALL = FlowConfig(hidden_dim=8, num_layers=1, num_heads=2, time_embedding_dim=8, dropout=0.0)
 KEYS = jax.random.split(jax.random.key(0), 3)
+
+
+@recorded.quick_jit
+def loss_of(head, condition, actions, keys):
+    return head.loss(condition, actions, keys=keys)
 
 
 def make(config, *, zero=False):
@@ -39,7 +45,7 @@ def test_a_network_that_predicts_the_actions_leads_straight_to_them():
         sampled = head.sample(jnp.zeros((3, 8)), keys=KEYS, sampling=Sampling("euler", steps))
         np.testing.assert_allclose(sampled, np.broadcast_to(np.arange(7.0), sampled.shape), atol=1e-5)
     # Its loss is that of the actions, whatever noise and time are.
-    loss = head.loss(jnp.zeros((3, 8)), jnp.full((3, 8, 7), 2.0), keys=KEYS[:2])
+    loss = loss_of(head, jnp.zeros((3, 8)), jnp.full((3, 8, 7), 2.0), KEYS[:2])
     np.testing.assert_allclose(loss, np.square(np.arange(7.0) - 2.0).mean(), rtol=1e-3)
 
 
@@ -68,8 +74,11 @@ def test_each_row_starts_from_noise_of_its_own_key():
 def test_several_draws_are_of_noise_each():
     rows, keys = 1500, jax.random.split(jax.random.key(1))
     losses = [
-        make(replace(SMALL, noise_draws=n), zero=True).loss(
-            jnp.zeros((rows, 8)), jnp.zeros((rows, 8, 7)), keys=keys
+        loss_of(
+            make(replace(SMALL, noise_draws=n), zero=True),
+            jnp.zeros((rows, 8)),
+            jnp.zeros((rows, 8, 7)),
+            keys,
         )
         for n in (1, 4)
     ]

@@ -169,7 +169,7 @@ def test_guidance_leaves_promised_actions_as_they_are_and_the_rest_goes_on_from_
         }[config.prediction]
 
     monkeypatch.setattr(type(head), "__call__", network)
-    monkeypatch.setattr(type(head), "embed_time", lambda self, t: t.astype(jnp.float32)[:, None])
+    monkeypatch.setattr(type(head), "embed_time", lambda self, t: jnp.tile(t[:, None] * 1.0, 8))
     plan = replace(prefix(2, 2, 0), actions=jnp.full((3, HORIZON, DIMS), 0.8))
     guided, free = sample(head, 3, prefix=plan), sample(head, 3)
     np.testing.assert_array_equal(guided[:2, :2], plan.actions[:2, :2])
@@ -180,7 +180,7 @@ def test_guidance_leaves_promised_actions_as_they_are_and_the_rest_goes_on_from_
 
 def test_times_of_a_sample_are_drawn_as_the_configuration_says(monkeypatch):
     head, seen = make(replace(CONFIGS["flow"], time_alpha=1.0, time_shift=4.0)), []
-    monkeypatch.setattr(type(head), "embed_time", lambda self, t: seen.append(t) or t[:, None])
+    monkeypatch.setattr(type(head), "embed_time", lambda self, t: seen.append(t) or jnp.tile(t[:, None], 8))
     monkeypatch.setattr(type(head), "__call__", lambda self, x_t, *_, **__: x_t)
     head.loss(jnp.zeros((5, 8)), prefix(*[0] * 5).actions, keys=KEYS)
     np.testing.assert_allclose(
