@@ -41,14 +41,14 @@ class Arguments:
     """Which episodes to judge on; val are those held out from training."""
     checkpoint: Literal["latest", "best"] = "latest"
     """Which checkpoint of a training output directory to judge; best by its validation error."""
-    sampler: Literal["ddim", "ddpm"] | None = None
-    """How a diffusion policy denoises; the checkpoint's own by default."""
+    sampler: str | None = None
+    """How a diffusion policy denoises (ddim or ddpm); the checkpoint's own by default."""
     steps: int | None = None
-    """Denoising steps of a diffusion policy; the checkpoint's own by default."""
+    """Denoising steps of a diffusion or flow policy; the checkpoint's own by default."""
     batch_size: int = 64
     """Samples per call of the network; changes speed and memory, not the predictions."""
     seed: int = 0
-    """Seed of a diffusion policy's noise."""
+    """Seed of the noise of policies that draw any."""
     allow_missing: bool = False
     """Judge on the samples whose features the cache has, and say how many that leaves."""
 

@@ -8,7 +8,7 @@ import math
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from rich.table import Table
@@ -44,6 +44,10 @@ SEEDS_APART = 1_000_000
 MAX_SEED = 2**32 // SEEDS_APART
 
 
+Noise = Literal["chunk", "episode"]
+"""As `vla_jax.evaluation.closed_loop.Noise`, which would import JAX."""
+
+
 @dataclass(frozen=True)
 class Acting:
     """How the policies act, and what they have to do with."""
@@ -62,7 +66,12 @@ class Acting:
     sampler: str | None = None
     """How a diffusion policy denoises (ddim or ddpm); the checkpoint's own by default."""
     sampling_steps: int | None = None
-    """Its denoising steps."""
+    """Denoising steps of a diffusion or flow policy."""
+    noise: Noise = "chunk"
+    """How often such a policy's noise is drawn: for each chunk, or once for each episode."""
+    guided: bool = False
+    """Draw the denoising of policies that were trained without a prefix to what the last chunk still has planned
+    (real-time chunking)."""
     sensor_lost: tuple[float, float] | None = None
     """Seconds from and up to which the sensor is gone."""
     views_lost: tuple[float, float] | None = None
@@ -171,7 +180,11 @@ def _plan(arguments: Arguments) -> list[_Planned]:
     acting, shifts, plan = arguments.acting, _shifts(arguments.world.shift), []
     for run in arguments.runs:
         policy = InsertionPolicy.from_checkpoint(
-            run, checkpoint=arguments.checkpoint, sampler=acting.sampler, steps=acting.sampling_steps
+            run,
+            checkpoint=arguments.checkpoint,
+            sampler=acting.sampler,
+            steps=acting.sampling_steps,
+            guided=acting.guided,
         )
         check_fits_phantom(run, policy)
         latencies = [_ticks(text, "feature-latency", policy) for text in acting.feature_latency]
@@ -299,6 +312,7 @@ def _settings(acting: Acting, policy: "InsertionPolicy", latency: int) -> "Rollo
             execution=execution,
             refresh_ticks=acting.refresh or policy.data.refresh_ticks or 3,
             feature_latency=latency,
+            noise=acting.noise,
             sensor_lost=acting.sensor_lost,
             views_lost=acting.views_lost,
         )

@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
+from flax import nnx
 
 from experiments.benchmarks import jax_sides, torch_heads, torch_sides
 from experiments.benchmarks.networks import (
+    FLOW_STEPS,
     CaseName,
     InferenceCase,
     Inputs,
@@ -59,18 +61,21 @@ def run_case(case: CaseName, batch: int, sensor_length: int, settings: Settings)
     Raises:
         RuntimeError: the two sides do not compute the same.
     """
-    config = policy_config(
-        "regression" if case == "regression" else "diffusion", sensor_length, settings.size
-    )
-    torch.manual_seed(0)
-    module = torch_heads.Policy(config).to("cuda" if settings.on_gpu else "cpu")
-    weights = {name: tensor.cpu().numpy() for name, tensor in module.state_dict().items()}
-    network = network_from_weights(config, weights)
-    inputs = make_inputs(config, batch, sensor_length)
-    if case == "train":
-        sides, flops = _training_sides(module, network, inputs, settings)
+    if case in FLOW_STEPS:
+        sides, flops = _flow_sides(case, batch, sensor_length, settings)
     else:
-        sides, flops = _inference_sides(case, module.eval(), network, inputs, settings)
+        config = policy_config(
+            "regression" if case == "regression" else "diffusion", sensor_length, settings.size
+        )
+        torch.manual_seed(0)
+        module = torch_heads.Policy(config).to("cuda" if settings.on_gpu else "cpu")
+        weights = {name: tensor.cpu().numpy() for name, tensor in module.state_dict().items()}
+        network = network_from_weights(config, weights)
+        inputs = make_inputs(config, batch, sensor_length)
+        if case == "train":
+            sides, flops = _training_sides(module, network, inputs, settings)
+        else:
+            sides, flops = _inference_sides(case, module.eval(), network, inputs, settings)
     first, outputs = {}, {}
     for name, call in sides.items():
         first[name], outputs[name] = clock(call)
@@ -119,9 +124,27 @@ def _inference_sides(
         sides["torch.compile" if compiled else "torch eager"] = torch_sides.inference_side(
             case, module, inputs, schedule, timesteps=timesteps, compiled=compiled
         )
+    sides |= _jax_sides(case, network, inputs, settings, steps)
+    return sides, jax_sides.inference_flops(case, network, inputs, steps=steps)
+
+
+def _jax_sides(
+    case: InferenceCase, network: PolicyNetwork, inputs: Inputs, settings: Settings, steps: int
+) -> Sides:
     dtypes: tuple[jax_sides.Dtype, ...] = ("float32", "bfloat16") if settings.bfloat16 else ("float32",)
-    for dtype in dtypes:
-        sides[f"jax {dtype}"] = jax_sides.inference_side(case, network, inputs, steps=steps, dtype=dtype)
+    return {
+        f"jax {dtype}": jax_sides.inference_side(case, network, inputs, steps=steps, dtype=dtype)
+        for dtype in dtypes
+    }
+
+
+def _flow_sides(
+    case: InferenceCase, batch: int, sensor_length: int, settings: Settings
+) -> tuple[Sides, float]:
+    """The sides of a case that PyTorch has no head for; what is timed does not depend on the weights."""
+    config, steps = policy_config("flow", sensor_length, settings.size), FLOW_STEPS[case]
+    inputs, network = make_inputs(config, batch, sensor_length), PolicyNetwork(config, rngs=nnx.Rngs(0))
+    sides = _jax_sides(case, network, inputs, settings, steps)
     return sides, jax_sides.inference_flops(case, network, inputs, steps=steps)
 
 
@@ -139,8 +162,9 @@ def _training_sides(
 
 
 def _errors(case: CaseName, outputs: Mapping[str, np.ndarray], agreement: float) -> dict[str, float]:
-    """Largest difference to PyTorch eager, as a share of its largest value; random chains are not compared."""
-    if case in ("train", "ddpm"):
+    """Largest difference to PyTorch eager, as a share of its largest value; random chains, and what PyTorch lacks, are
+    not compared."""
+    if case in ("train", "ddpm", *FLOW_STEPS):
         return {}
     expected = outputs["torch eager"]
     scale = np.abs(expected).max()

@@ -15,14 +15,15 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """Builds the full-size heads in JAX and in PyTorch from one set of weights, checks that they agree, and
 times both in one process, turn by turn: the training step (forward, backward, clip, AdamW) and inference (regression,
-DDIM with 10 steps, DDPM with 100). Needs the `export` extra."""
+DDIM with 10 steps, DDPM with 100). The flow head, which the PyTorch side lacks, is timed alone, with 1 step and 10.
+Needs the `export` extra."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments(FrameArguments):
     """Options of the command."""
 
-    cases: tuple[CaseName, ...] = ("train", "regression", "ddim", "ddpm")
+    cases: tuple[CaseName, ...] = ("train", "regression", "ddim", "ddpm", "flow1", "flow10")
     """What to time."""
     batch_sizes: tuple[int, ...] = (1, 64)
     """Batch sizes of inference."""

@@ -13,6 +13,7 @@ from flax import nnx
 from experiments.benchmarks.networks import (
     BETAS,
     CLIP_NORM,
+    FLOW_STEPS,
     LEARNING_RATE,
     WEIGHT_DECAY,
     InferenceCase,
@@ -43,8 +44,10 @@ def inference_side(
         if case == "regression":
             assert isinstance(head, RegressionHead)
             return head.decode(condition, jnp.zeros_like(noise))[0]
-        assert isinstance(head, DiffusionHead)
         keys = jax.random.split(jax.random.key(0), len(noise))
+        if case in FLOW_STEPS:
+            return head.sample(condition, keys=keys, sampling=Sampling("euler", steps))
+        assert isinstance(head, DiffusionHead)
         return head.denoise(noise, condition, sampling=Sampling(case, steps), keys=keys)
 
     return lambda: np.asarray(actions(state, *observed))

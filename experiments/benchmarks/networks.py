@@ -9,10 +9,12 @@ from vla_jax.diffusion.schedule import Schedule, cosine_schedule
 from vla_jax.heads.transformer_head import TransformerHeadConfig
 from vla_jax.policy.config import PolicyConfig
 
-HeadKind = Literal["diffusion", "regression"]
+HeadKind = Literal["diffusion", "regression", "flow"]
 Size = Literal["full", "small"]
-InferenceCase = Literal["regression", "ddim", "ddpm"]
-CaseName = Literal["train", "regression", "ddim", "ddpm"]
+InferenceCase = Literal["regression", "ddim", "ddpm", "flow1", "flow10"]
+CaseName = Literal["train", "regression", "ddim", "ddpm", "flow1", "flow10"]
+FLOW_STEPS = {"flow1": 1, "flow10": 10}
+"""Euler's steps of the cases that PyTorch has no head for."""
 
 LEARNING_RATE = 1e-4
 BETAS = (0.9, 0.95)
@@ -21,7 +23,7 @@ CLIP_NORM = 1.0
 
 
 def policy_config(kind: HeadKind, sensor_length: int, size: Size) -> PolicyConfig:
-    """Returns the reference's network, with narrow layers where `size` is small."""
+    """Returns the reference's network, or a flow of the same size; with narrow layers where `size` is small."""
     config = PolicyConfig.reference(kind)
     if size == "small":
         assert isinstance(config.head, TransformerHeadConfig)

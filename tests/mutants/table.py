@@ -12,6 +12,10 @@ REFERENCE_STEPS = "tests/vla_jax/models/test_training_steps.py"
 NETWORK = "tests/vla_jax/policy/test_network.py"
 POLICY = "tests/vla_jax/policy/test_insertion_policy.py"
 DIFFUSION = "tests/vla_jax/heads/test_diffusion.py"
+PREFIX = "tests/vla_jax/heads/test_prefix.py"
+FLOW_PATH = "tests/vla_jax/diffusion/test_flow_path.py"
+GUIDANCE = "tests/vla_jax/diffusion/test_guidance.py"
+CHUNKS = "tests/vla_jax/policy/test_chunk_execution.py"
 SCHEDULE = "tests/vla_jax/diffusion/test_schedule.py"
 SAMPLERS = "tests/vla_jax/diffusion/test_samplers.py"
 DROPOUT = "tests/vla_jax/models/test_dropout.py"
@@ -365,6 +369,57 @@ NETWORKS = [
         ),
     ),
     *_of(
+        "vla_jax/heads/denoiser.py",
+        (
+            "horizon embedding dropped",
+            "if self.horizon_embedding is not None:",
+            "if False:",
+            f"{DIFFUSION}::test_the_horizon_embedding_tells_the_tokens_apart",
+        ),
+        (
+            "promised actions at the time of noisy ones",
+            "told = jnp.where(prefix.given[..., None], (clean + condition)[:, None, :], told)",
+            "pass",
+            f"{PREFIX}::test_promised_actions_have_the_time_of_clean_ones",
+        ),
+    ),
+    *_of(
+        "vla_jax/heads/prefix.py",
+        (
+            "the loss of promised actions counts",
+            "jnp.where(rest[..., None], error, 0.0)",
+            "error",
+            f"{PREFIX}::test_the_loss_leaves_promised_actions_out",
+        ),
+    ),
+    *_of(
+        "vla_jax/diffusion/guidance.py",
+        (
+            "guidance pushes away from the plan",
+            "weights * (plan - clean)",
+            "weights * (clean - plan)",
+            f"{GUIDANCE}::test_a_guided_chunk_goes_on_from_the_plan",
+        ),
+    ),
+    *_of(
+        "vla_jax/diffusion/flow_path.py",
+        (
+            "more clean times than noisy ones",
+            "t = 1.0 - jax.random.beta(key, alpha, beta, (count,), jnp.float32)",
+            "t = jax.random.beta(key, alpha, beta, (count,), jnp.float32)",
+            f"{FLOW_PATH}::test_the_share_of_noise_has_the_moments_of_its_beta_distribution",
+        ),
+    ),
+    *_of(
+        "vla_jax/policy/chunk_execution.py",
+        (
+            "chunks planned on before they can be sent",
+            "if begun + self._execution.latency <= tick < begun + len(chunk)",
+            "if begun <= tick < begun + len(chunk)",
+            f"{CHUNKS}::test_a_late_chunk_gives_the_action_of_the_tick_and_the_arm_holds_before",
+        ),
+    ),
+    *_of(
         "vla_jax/heads/diffusion.py",
         (
             "one noise draw where several are asked for",
@@ -385,15 +440,9 @@ NETWORKS = [
             DRAWS,
         ),
         (
-            "horizon embedding dropped",
-            "if self.horizon_embedding is not None:",
-            "if False:",
-            f"{DIFFUSION}::test_the_horizon_embedding_tells_the_tokens_apart",
-        ),
-        (
             "every row starts from the first row's noise",
-            "x_T = jax.vmap(self._draw)(start_keys)",
-            "x_T = jax.vmap(self._draw)(jnp.broadcast_to(start_keys[:1], start_keys.shape))",
+            "x_T = jax.vmap(self.draw_noise)(start_keys)",
+            "x_T = jax.vmap(self.draw_noise)(jnp.broadcast_to(start_keys[:1], start_keys.shape))",
             OWN_NOISE,
         ),
         (

@@ -33,7 +33,7 @@ def data(tmp_path_factory):
     unregister_reader("log")
 
 
-@pytest.mark.parametrize("head", ["regression", "diffusion"])
+@pytest.mark.parametrize("head", ["regression", "diffusion", "flow"])
 def test_other_robots_data_go_all_the_way(data, head):
     root, dataset = data
     run = root / head

@@ -36,6 +36,14 @@ class Observation:
     """The arm's newest pose, or joints: the values that the data's `DataSpec.state` names."""
     previous_chunk: Float[ArrayLike, "b h a"] | None = None
     """Actions of the past, for heads that add to them: mm, degrees and what else the data's `ActionSpec` names."""
+    prefix: Float[ArrayLike, "b h a"] | None = None
+    """Actions from this tick on that are planned already, for policies that go on from them; in the same units."""
+    prefix_length: Int[ArrayLike, " b"] | None = None
+    """How many actions of `prefix` are promised: they will be executed, whatever the policy predicts. There where
+    `prefix` is."""
+    plan_length: Int[ArrayLike, " b"] | None = None
+    """How many actions of `prefix` are planned, promised ones and others: what guided policies look at. There where
+    `prefix` is."""
 
     @classmethod
     def example(cls, features: FeatureSpec, data: DataSpec, batch_size: int = 1) -> "Observation":

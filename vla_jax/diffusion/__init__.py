@@ -1,1 +1,1 @@
-"""Diffusion mathematics: a frozen schedule and samplers that are pure functions over it."""
+"""Diffusion and flow mathematics: a frozen schedule, paths, and samplers that are pure functions over them."""

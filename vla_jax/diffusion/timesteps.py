@@ -4,7 +4,7 @@ from typing import Literal
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Real
 
 Spacing = Literal["trailing", "leading", "linspace"]
 
@@ -30,7 +30,7 @@ def sampling_timesteps(total: int, steps: int, spacing: Spacing) -> np.ndarray:
     return np.round(np.linspace(0, total - 1, steps))[::-1].astype(np.int64)
 
 
-def timestep_embedding(t: Int[Array, " n"], width: int) -> Float[Array, "n width"]:
+def timestep_embedding(t: Real[Array, " n"], width: int) -> Float[Array, "n width"]:
     """Sinusoidal embedding, sines then cosines, of frequencies 10000^(-i / (width/2 - 1)) (Vaswani et al. 2017)."""
     half = width // 2
     frequencies = np.exp(np.arange(half, dtype=np.float32) * np.float32(-np.log(MAX_PERIOD) / (half - 1)))

@@ -14,7 +14,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,8 @@ from vla_jax.policy.insertion_policy import InsertionPolicy
 
 Predict = Callable[..., Float[np.ndarray, "b h a"]]
 """`InsertionPolicy.predict`, or anything that is called as it is: (vl [b, s, v], vl_mask [b, s], sensor [b, t, c] or
-None, has_sensor [b], key [b]) → chunks, and `state=` or `z_chunk=` where `Inputs` asks for them."""
+None, has_sensor [b], key [b]) → chunks, and `state=`, `z_chunk=` or `prefix=`, `prefix_length=` and `plan_length=`
+where `Inputs` asks for them."""
 
 
 @dataclass(frozen=True)
@@ -43,14 +44,25 @@ class Inputs:
     """Whether it reads the arm's own pose."""
     anchored: bool = False
     """Whether it adds its prediction to the previous action, repeated over the horizon."""
+    prefix: int = 0
+    """How many actions that are promised already it is given at most."""
+    guided: bool = False
+    """Whether it is given all that is planned."""
 
     @classmethod
     def of(cls, policy: InsertionPolicy) -> "Inputs":
         """Returns what a policy is given."""
         config = policy.config
-        return cls(policy.sensor_window, config.state is not None, config.head.needs_previous_chunk)
+        return cls(
+            sensor_rows=policy.sensor_window,
+            state=config.state is not None,
+            anchored=config.head.needs_previous_chunk,
+            prefix=policy.prefix_max,
+            guided=policy.guided,
+        )
 
 
+Noise = Literal["chunk", "episode"]
 Stretch = tuple[float, float]
 """Seconds since the episode's start, from and up to."""
 
@@ -71,6 +83,9 @@ class RolloutSettings:
     """When the sensor is gone."""
     views_lost: Stretch | None = None
     """When all pictures are gone."""
+    noise: Noise = "chunk"
+    """How often a policy's noise is drawn: anew for each chunk, or once for each episode, so that what changes from a
+    chunk to the next is not the noise."""
 
     def __post_init__(self) -> None:
         for name in ("refresh_ticks", "max_ticks"):
@@ -78,6 +93,8 @@ class RolloutSettings:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.feature_latency < 0:
             raise ValueError(f"feature_latency must not be negative, not {self.feature_latency}")
+        if self.noise not in get_args(Noise):
+            raise ValueError(f"noise must be one of {', '.join(get_args(Noise))}, not {self.noise}")
         for name in ("sensor_lost", "views_lost"):
             stretch = getattr(self, name)
             if stretch is not None and not 0 <= stretch[0] < stretch[1]:
@@ -104,6 +121,8 @@ class Rollout:
     """As predicted at those ticks."""
     image_time_s: Float[np.ndarray, " d"]
     """When the pictures that a decision was made on were exposed."""
+    action_latency: int = 0
+    """Ticks from a decision until its chunk could be executed."""
 
 
 def roll_out(
@@ -120,7 +139,7 @@ def roll_out(
 
     environments: each takes the next seed when its episode has ended. The policy is always called with a row for each
         of them, so that it is compiled once.
-    key: randomness of the policy; seed and tick give each decision noise of its own.
+    key: randomness of the policy; seed and tick give each decision noise of its own, or the seed each episode.
 
     Raises:
         ValueError: the policy's chunks are used up before the next one is there.
@@ -211,6 +230,21 @@ class _Episode:
         """The action executed last; at the start what stands for it in training."""
         return self._actions[-1] if self._actions else self._before_first
 
+    @property
+    def plan(self) -> Float[np.ndarray, "n a"]:
+        """The actions that are planned from this tick on, those that are promised first."""
+        return self._queue.planned(self.tick)
+
+    @property
+    def num_promised(self) -> int:
+        """How many of them will be executed, whatever is predicted now."""
+        return self._settings.execution.latency
+
+    @property
+    def draw(self) -> int:
+        """Which of the episode's noises the policy draws."""
+        return self.tick if self._settings.noise == "chunk" else 0
+
     def see(self, vl: Float[np.ndarray, "s v"], vl_mask: Bool[np.ndarray, " s"]) -> None:
         """Takes the features of the newest pictures, which are there after their latency."""
         there_at = self.tick + self._settings.feature_latency if self._seen else 0
@@ -245,6 +279,7 @@ class _Episode:
             decision_tick=np.array(self._decision_ticks),
             chunks=np.stack(self._chunks),
             image_time_s=np.array(self._image_times),
+            action_latency=self._settings.execution.latency,
         )
 
     def _is_in(self, stretch: Stretch | None) -> bool:
@@ -280,20 +315,36 @@ def _decide(
     if has_sensor.any():
         empty = np.zeros_like(next(window for window in windows if window is not None))
         sensor = np.stack([empty if window is None else window for window in windows])
-    names = jnp.array([(row.seed, row.tick) for row in rows], jnp.uint32)
+    names = jnp.array([(row.seed, row.draw) for row in rows], jnp.uint32)
     arguments: dict[str, Any] = {"key": _row_keys(key, names)}
     if inputs.state:
         arguments["state"] = np.stack([row.reading.pose for row in rows])
     if inputs.anchored:
         previous = np.stack([row.previous_action for row in rows])
         arguments["z_chunk"] = np.repeat(previous[:, None], rows[0].horizon, axis=1)
+    if inputs.prefix or inputs.guided:
+        arguments |= _planned(rows, inputs)
     vl, vl_mask = (np.stack([getattr(row.features, name) for row in rows]) for name in ("vl", "vl_mask"))
     chunks = np.asarray(predict(vl, vl_mask, sensor, has_sensor, **arguments))
     for episode, chunk in zip(episodes, chunks, strict=False):
         episode.decide(chunk)
 
 
+def _planned(rows: Sequence[_Episode], inputs: Inputs) -> dict[str, np.ndarray]:
+    """Returns what is planned of each episode, and how much of it is promised."""
+    plans = [row.plan for row in rows]
+    promised = [row.num_promised if inputs.guided else min(row.num_promised, inputs.prefix) for row in rows]
+    prefix = np.zeros((len(rows), rows[0].horizon, plans[0].shape[1]), np.float32)
+    for filled, plan in zip(prefix, plans, strict=True):
+        filled[: len(plan)] = plan
+    return {
+        "prefix": prefix,
+        "prefix_length": np.array(promised),
+        "plan_length": np.array([len(plan) for plan in plans]),
+    }
+
+
 @jax.jit
 def _row_keys(key: jax.Array, names: jax.Array) -> jax.Array:
-    """Returns a key for each (seed, tick) of `names` [b, 2]."""
+    """Returns a key for each (seed, number of the draw) of `names` [b, 2]."""
     return jax.vmap(lambda name: jax.random.fold_in(jax.random.fold_in(key, name[0]), name[1]))(names)

@@ -85,17 +85,18 @@ def summarise(trial: Trial, actions: ActionSpec) -> dict[str, Any]:
 
 
 def chunk_jump(rollout: Rollout, actions: ActionSpec) -> float | None:
-    """Returns how far, mm, a new chunk's first action lies from what the chunk before had for the same tick: the
-    length of the difference over the dimensions in mm, mean of the episode's decisions. None where no chunk reaches as
-    far as the next decision, or no dimension is in mm.
+    """Returns how far, mm, the first action of a new chunk that can be executed, the one after the action latency, lies
+    from what the chunk before had for the same tick: the length of the difference over the dimensions in mm, mean of
+    the episode's decisions. None where no chunk reaches as far, or no dimension is in mm.
     """
     dims, horizon = list(actions.dims("mm")), rollout.chunks.shape[1]
-    ahead = np.diff(rollout.decision_tick)
+    first = rollout.action_latency
+    ahead = np.diff(rollout.decision_tick) + first
     overlaps = np.flatnonzero(ahead < horizon)
     if not dims or not len(overlaps):
         return None
     expected = rollout.chunks[overlaps, ahead[overlaps]]
-    jump = (rollout.chunks[overlaps + 1, 0] - expected)[:, dims]
+    jump = (rollout.chunks[overlaps + 1, first] - expected)[:, dims]
     return float(np.linalg.norm(jump.astype(np.float64), axis=1).mean())
 
 

@@ -10,6 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from vla_jax.heads.head_config import Sampling
+from vla_jax.heads.prefix import Prefix
 from vla_jax.models.dropout import DropoutKey
 
 
@@ -31,7 +32,8 @@ class ActionHead(nnx.Module):
     ) -> Float[Array, " b"]:
         """Returns the error of each sample, mean over horizon and dimensions.
 
-        keys: for what the loss draws. dropout_key: None drops nothing (evaluation).
+        keys: for what the loss draws, a prefix of the actions too where the head learns to go on from one.
+        dropout_key: None drops nothing (evaluation).
         """
         raise NotImplementedError
 
@@ -42,10 +44,13 @@ class ActionHead(nnx.Module):
         keys: Key[Array, " b"] | None,
         previous_chunk: Float[Array, "b h a"] | None = None,
         sampling: Sampling | None = None,
+        prefix: Prefix | None = None,
     ) -> Float[Array, "b h a"]:
         """Predicts actions, in evaluation mode.
 
         keys: one for each row, so that a row's draws do not depend on its batch; None where nothing is drawn.
         sampling: of `HeadConfig.sampling`; None takes the configuration's own.
+        prefix: actions that are planned already. Only heads are called with it whose configuration has a
+            `longest_prefix`, or `can_be_guided`; others need not take it.
         """
         raise NotImplementedError

@@ -36,6 +36,9 @@ class HeadConfig:
     normalises_weights: ClassVar[bool] = True
     """Sample weights are divided by their mean over the batch."""
 
+    can_be_guided: ClassVar[bool] = False
+    """Denoising can be drawn to a plan (`vla_jax.diffusion.guidance`)."""
+
     hidden_dim: Count = 1024
     """Width of the condition, and of the head's layers."""
 
@@ -54,6 +57,11 @@ class HeadConfig:
         return False
 
     @property
+    def longest_prefix(self) -> int:
+        """Largest number of promised actions that the head can be given (`vla_jax.heads.prefix`); 0: it takes none."""
+        return 0
+
+    @property
     def noise_steps(self) -> int | None:
         """Steps of the noise schedule; None where there is none."""
         return None
@@ -67,7 +75,7 @@ class HeadConfig:
         return cls()
 
     def sampling(self, sampler: str | None = None, steps: int | None = None) -> Sampling | None:
-        """Returns how to sample: as asked for, or where None as configured; None for heads that predict in one pass.
+        """Returns how to sample: as asked for, or where None as configured; None for heads that always pass as often.
 
         Raises:
             UserError: the head cannot sample so.
@@ -93,7 +101,9 @@ ConfigT = TypeVar("ConfigT", bound=HeadConfig)
 
 # Heads of this package register themselves when they are first asked for: what only reads options and configurations
 # imports no JAX.
-_OWN_HEADS = {"regression": "vla_jax.heads.regression", "diffusion": "vla_jax.heads.diffusion"}
+_OWN_HEADS = {
+    kind: f"vla_jax.heads.{kind}" for kind in ("regression", "diffusion", "flow", "minimal_iterative")
+}
 _HEADS: dict[str, type[HeadConfig]] = {}
 
 

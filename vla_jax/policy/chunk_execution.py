@@ -59,8 +59,27 @@ class ChunkQueue:
         """Returns the action to execute from this tick to the next."""
         while self._chunks and tick - self._chunks[0][0] >= len(self._chunks[0][1]):
             self._chunks.popleft()
+        return self._action(tick)
+
+    def planned(self, tick: int) -> Float[np.ndarray, "n a"]:
+        """Returns the actions that would be executed from a tick on if no chunk came any more, as far as there are any.
+
+        The first `Execution.latency` of them are promised: they are executed whatever is predicted at this tick, since
+        that cannot be sent before.
+        """
+        latency = self._execution.latency
+        ends = [begun + len(chunk) for begun, chunk in self._chunks]
+        last = max([tick + latency, *ends])
+        if last == tick:
+            return self._hold[None][:0]
+        return np.stack([self._action(later) for later in range(tick, last)])
+
+    def _action(self, tick: int) -> Float[np.ndarray, " a"]:
+        """Returns what the chunks have for a tick, which may lie ahead."""
         ready = [
-            chunk[tick - begun] for begun, chunk in self._chunks if begun + self._execution.latency <= tick
+            chunk[tick - begun]
+            for begun, chunk in self._chunks
+            if begun + self._execution.latency <= tick < begun + len(chunk)
         ]
         if not ready:
             return self._hold

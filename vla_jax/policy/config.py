@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from vla_jax.contracts.checks import Count, check, check_heads
 from vla_jax.contracts.specs import DataSpec, FeatureSpec
+from vla_jax.errors import UserError
 from vla_jax.heads.head_config import HeadConfig, head_config
 from vla_jax.models.config import FusionConfig, FusionStrategy, SensorEncoderConfig, StateEncoderConfig
 from vla_jax.storage import config_json
@@ -36,6 +37,11 @@ class PolicyConfig:
 
     def __post_init__(self) -> None:
         check(self)
+        if self.head.longest_prefix >= self.horizon:
+            raise UserError(
+                f"PolicyConfig: a prefix of {self.head.longest_prefix} actions leaves nothing to predict of a chunk of "
+                f"{self.horizon}; make head.prefix_max smaller"
+            )
         if self.fusion.strategy == "cross_attention":
             check_heads(self, self.head.hidden_dim, self.fusion.num_heads, "head.hidden_dim")
         if self.vl_pool == "attention":

@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from vla_jax.contracts.observation import Observation
 from vla_jax.contracts.specs import DataSpec, FeatureSpec
+from vla_jax.errors import UserError
 from vla_jax.policy.artifact import PolicyArtifact, load_policy
 from vla_jax.policy.prediction import predict_batch, row_keys
 from vla_jax.preprocessing.preprocessor import Preprocessor
@@ -28,21 +29,30 @@ class InsertionPolicy:
         config: of the network.
         data, features: what the observations and actions mean, and the features that they hold.
         sensor_window: number of sensor rows a window must have; None when any will do, or there is no sensor.
-        sampler, sampling_steps: how a diffusion policy denoises; None for regression.
+        sampler, sampling_steps: how a policy that denoises does so; None for others.
+        prefix_max: largest number of promised actions that it can be given; 0: it takes none.
+        guided: whether its denoising is drawn to the actions that are planned already.
         num_parameters: of the network.
         state_values: names of the values of the arm's state that it reads; () if it reads none.
     """
 
     def __init__(
-        self, loaded: PolicyArtifact, *, sampler: str | None = None, steps: int | None = None
+        self,
+        loaded: PolicyArtifact,
+        *,
+        sampler: str | None = None,
+        steps: int | None = None,
+        guided: bool = False,
     ) -> None:
         """Makes a policy of a restored checkpoint.
 
-        sampler: "ddim" or "ddpm", steps: denoising steps; None takes the checkpoint's own (ddpm: all steps). Both
-            are for diffusion policies only.
+        sampler: "ddim" or "ddpm" of a diffusion policy, "euler" of a flow, steps: denoising steps; None takes the
+            checkpoint's own (ddpm: all steps). Both are for policies that denoise only.
+        guided: draw the denoising to the actions that are planned already (real-time chunking); for policies that
+            denoise and were trained without a prefix. They are given as `prefix`, and each step takes a backward pass.
 
         Raises:
-            UserError: the sampler or the steps do not fit the policy.
+            UserError: the sampler or the steps do not fit the policy, or it cannot be guided.
         """
         self.loaded = loaded
         self.config = loaded.config
@@ -55,6 +65,15 @@ class InsertionPolicy:
         self.num_parameters = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(loaded.network, nnx.Param)))
         columns = self.config.state.columns if self.config.state is not None else ()
         self.state_values = tuple(self.data.state[column] for column in columns)
+        self.guided, self.prefix_max = guided, self.config.head.longest_prefix
+        if guided and self.prefix_max:
+            raise UserError(
+                f"{loaded.path} was trained to go on from promised actions and needs no guidance: leave guided out"
+            )
+        if guided and not self.config.head.can_be_guided:
+            raise UserError(
+                f"{loaded.path}: a {self.config.head.kind} policy cannot be guided: leave guided out"
+            )
         self._reads_sensor = self.config.uses_sensor and self.data.sensor is not None
         structure, self._state = nnx.split(loaded.network)
         self._preprocessor = Preprocessor(loaded.normaliser)
@@ -75,23 +94,27 @@ class InsertionPolicy:
         checkpoint: str = "latest",
         sampler: str | None = None,
         steps: int | None = None,
+        guided: bool = False,
     ) -> "InsertionPolicy":
         """Restores a policy from a training output directory, or from one checkpoint in it.
 
         checkpoint: "latest" or "best" (by validation), when `path` is a training output directory.
-        sampler, steps: see `__init__`.
+        sampler, steps, guided: see `__init__`.
 
         Raises:
-            UserError: there is no checkpoint, it is damaged, or the sampler does not fit it.
+            UserError: there is no checkpoint, it is damaged, or the sampler or guidance does not fit it.
         """
-        return cls(load_policy(Path(path), checkpoint=checkpoint), sampler=sampler, steps=steps)
+        loaded = load_policy(Path(path), checkpoint=checkpoint)
+        return cls(loaded, sampler=sampler, steps=steps, guided=guided)
 
     def infer(self, observation: Observation, key: jax.Array | None = None) -> Float[np.ndarray, "b h a"]:
         """Returns the actions that follow each row of an observation, in recorded units, float32.
 
         observation: in recorded units, NumPy or JAX arrays of any floating type. A sensor that is None, or that a row
             does not have, is missing, and so is every sensor for a policy that was trained without; without
-            `has_sensor` every row has one. What the policy does not read may be there all the same.
+            `has_sensor` every row has one. What the policy does not read may be there all the same. A prefix may have
+            fewer rows than the horizon; without `prefix_length` all of them are promised, and without `plan_length`
+            nothing else is planned. Without a prefix nothing is.
         key: randomness of a policy that draws: one key, from which each row draws its own noise, or one key per
             row [b]. None is `jax.random.key(0)`: the same observation gives the same actions. A row's noise does not
             depend on the batch size.
@@ -113,6 +136,9 @@ class InsertionPolicy:
         *,
         state: Float[Array, "b p"] | np.ndarray | None = None,
         z_chunk: Float[Array, "b h a"] | np.ndarray | None = None,
+        prefix: Float[Array, "b n a"] | np.ndarray | None = None,
+        prefix_length: Int[Array, " b"] | np.ndarray | None = None,
+        plan_length: Int[Array, " b"] | np.ndarray | None = None,
     ) -> Float[np.ndarray, "b h a"]:
         """Returns the next actions of each row, for the lab: dx dy dz in mm, da db dr in degrees, gripper; float32.
 
@@ -125,14 +151,23 @@ class InsertionPolicy:
         state: the arm's newest pose, as recorded; for policies that read it, and required by them.
         z_chunk: for policies anchored on the previous chunk only, and required by them: actions of the past, in
             mm and degrees, that the prediction is added to.
+        prefix: for policies trained with a prefix and for guided ones: up to a horizon of actions, in mm and degrees,
+            that are planned from this tick on.
+        prefix_length: how many of them are promised (they come back as they are), at most `prefix_max`; None: all.
+        plan_length: for guided policies: how many of them are planned, the promised ones and others; None: no others.
 
         Raises:
-            ValueError: as `infer`; or z_chunk is given to a policy that adds to nothing.
+            ValueError: as `infer`; z_chunk is given to a policy that adds to nothing, or prefix to one that takes none.
         """
         if z_chunk is not None and not self.config.head.needs_previous_chunk:
             raise ValueError("predict: z_chunk does not belong to a policy that adds to no previous chunk")
+        if prefix is not None and not (self.prefix_max or self.guided):
+            raise ValueError(
+                "predict: prefix does not belong to a policy that was trained without and is not guided"
+            )
         parts = {"vl": vl, "vl_mask": vl_mask, "sensor": sensor, "has_sensor": has_sensor, "state": state}
-        return self._infer(parts | {"previous_chunk": z_chunk}, key)
+        parts |= {"previous_chunk": z_chunk, "prefix": prefix}
+        return self._infer(parts | {"prefix_length": prefix_length, "plan_length": plan_length}, key)
 
     def warm_up(self, batch_size: int = 1) -> None:
         """Compiles for a batch size, so that the first call on the robot takes no longer than the next."""
@@ -188,7 +223,25 @@ class InsertionPolicy:
             read["state"] = _float32(parts["state"])
         if config.head.needs_previous_chunk and previous is not None:
             read["previous_chunk"] = _float32(previous)
+        if self.prefix_max or self.guided:
+            read |= self._planned(parts, read["vl"].shape[:1])
         return read
+
+    def _planned(self, parts: Mapping[str, Any], batch: tuple[int, ...]) -> dict[str, np.ndarray]:
+        """Returns prefix and lengths in the one shape that is compiled for; a prefix of another shape as it is."""
+        horizon, prefix = self.config.horizon, parts["prefix"]
+        if prefix is None:
+            prefix = np.zeros((*batch, 0, self.config.action_dim))
+        prefix = np.asarray(prefix, np.float32)
+        rows = prefix.shape[1] if prefix.ndim == 3 else 0
+        if prefix.ndim == 3 and rows < horizon:
+            prefix = np.pad(prefix, ((0, 0), (0, horizon - rows), (0, 0)))
+        length, planned = parts["prefix_length"], parts["plan_length"]
+        if length is None or parts["prefix"] is None:
+            length = np.full(batch, rows)
+        length = np.asarray(length, np.int32)
+        planned = length if planned is None or parts["prefix"] is None else np.asarray(planned, np.int32)
+        return {"prefix": prefix, "prefix_length": length, "plan_length": planned}
 
     def _faults(self, read: Mapping[str, Any], key: jax.Array) -> list[str]:
         config, vl = self.config, read["vl"]
@@ -203,6 +256,9 @@ class InsertionPolicy:
             "has_sensor": (batch,),
             "state": (batch, len(self.data.state)),
             "previous_chunk": (batch, config.horizon, config.action_dim),
+            "prefix": (batch, config.horizon, config.action_dim),
+            "prefix_length": (batch,),
+            "plan_length": (batch,),
         }
         if "sensor" in read:
             given = read["sensor"].shape
@@ -213,6 +269,15 @@ class InsertionPolicy:
             for name, value in read.items()
             if tuple(value.shape) != expected[name]
         ]
+        if "prefix" in read and not faults:
+            longest = self.prefix_max or config.horizon
+            length, planned = read["prefix_length"], read["plan_length"]
+            if not ((length >= 0) & (length <= longest)).all():
+                faults.append(f"prefix_length is {length.tolist()}, each must be from 0 to {longest}")
+            if not ((planned >= length) & (planned <= config.horizon)).all():
+                faults.append(
+                    f"plan_length is {planned.tolist()}, each must be from prefix_length to {config.horizon}"
+                )
         if batch < 1:
             faults.append("the batch is empty")
         if key.shape not in ((), (batch,)):
@@ -253,5 +318,9 @@ def _blame(observation: Observation) -> str:
             blamed.append("sensor")
     if observation.state is not None and not np.isfinite(np.asarray(observation.state)).all():
         blamed.append("state")
+    if observation.prefix is not None:
+        planned = np.arange(observation.prefix.shape[1]) < np.asarray(observation.plan_length)[:, None]
+        if not np.isfinite(np.asarray(observation.prefix)[planned]).all():
+            blamed.append("prefix")
     source = f"because {' and '.join(blamed)} is not" if blamed else "although the inputs are"
     return f"predict: the predicted actions are not finite, {source}"

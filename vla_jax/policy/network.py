@@ -7,6 +7,7 @@ from jaxtyping import Array, Bool, Float, Key
 
 from vla_jax.contracts.observation import ArrayLike, Observation
 from vla_jax.heads.head_config import Sampling
+from vla_jax.heads.prefix import Prefix
 from vla_jax.models.dropout import DropoutKey, split_key
 from vla_jax.models.fusion import Fusion
 from vla_jax.models.sensor_encoder import SensorEncoder
@@ -93,8 +94,14 @@ class PolicyNetwork(nnx.Module):
         """
         features = self.sensor_features(observation)
         condition = self.condition(observation.vl, features, observation.vl_mask, observation.state)
+        # Heads that are never given a prefix need not know of it.
+        prefix = _prefix(observation)
         return self.expert.sample(
-            condition, keys=keys, previous_chunk=_as_jax(observation.previous_chunk), sampling=sampling
+            condition,
+            keys=keys,
+            previous_chunk=_as_jax(observation.previous_chunk),
+            sampling=sampling,
+            **({} if prefix is None else {"prefix": prefix}),
         )
 
     def sensor_features(
@@ -155,6 +162,15 @@ class PolicyNetwork(nnx.Module):
             return condition
         assert state is not None, "this policy reads the arm's state"
         return condition + self.state_encoder(jnp.asarray(state, jnp.float32))
+
+
+def _prefix(observation: Observation) -> Prefix | None:
+    if observation.prefix is None:
+        return None
+    assert observation.prefix_length is not None
+    assert observation.plan_length is not None
+    parts = (observation.prefix, observation.prefix_length, observation.plan_length)
+    return Prefix(*(jnp.asarray(part) for part in parts))
 
 
 def _as_jax(array: ArrayLike | None) -> Array | None:

@@ -17,12 +17,19 @@ def predict_batch(
     keys: Key[Array, " b"] | None,
     sampling: Sampling | None = None,
 ) -> Float[Array, "b h a"]:
-    """Returns the actions that follow each observation, both in recorded units; traceable.
+    """Returns the actions that follow each observation, both in recorded units; traceable. Promised actions come back
+    as they were given.
 
     keys: one for each row (`row_keys`). sampling: None takes the configuration's own.
     """
     actions = network.sample(preprocessor.observe(observation), keys=keys, sampling=sampling)
-    return preprocessor.decode_actions(actions)
+    actions = preprocessor.decode_actions(actions)
+    if observation.prefix is None:
+        return actions
+    index = jnp.arange(actions.shape[1])[None, :, None]
+    return jnp.where(
+        index < jnp.asarray(observation.prefix_length)[:, None, None], observation.prefix, actions
+    )
 
 
 def row_keys(key: Key[Array, ""], rows: Int[ArrayLike, " b"]) -> Key[Array, " b"]:

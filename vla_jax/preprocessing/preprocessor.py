@@ -18,9 +18,10 @@ class Preprocessor:
 
     def observe(self, observation: Observation) -> Observation:
         """Maps what was recorded to what the network reads: features (absent slots become zero), sensor windows,
-        the state and the previous chunk, all float32; masks stay, and what is None stays None."""
+        the state, the previous chunk and the prefix, all float32; masks and lengths stay, and what is None stays
+        None."""
         normaliser, sensor, previous = self.normaliser, observation.sensor, observation.previous_chunk
-        state = observation.state
+        state, prefix = observation.state, observation.prefix
         vl, vl_mask = observation.vl, observation.vl_mask
         assert vl is not None, "every policy reads features"
         assert vl_mask is not None
@@ -32,6 +33,7 @@ class Preprocessor:
             if state is None or normaliser.state_scale is None
             else normaliser.normalise_state(state),
             previous_chunk=None if previous is None else normaliser.normalise_actions(previous),
+            prefix=None if prefix is None else normaliser.normalise_actions(prefix),
         )
 
     def encode_actions(self, actions: Float[ArrayLike, "b h a"]) -> Float[Array, "b h a"]:

@@ -16,7 +16,7 @@ SUCCESS_NOTE = "Interval: Wilson's. To the right of it, episodes by the reason o
 MEASURE_NOTE = (
     "Median / 95th percentile / largest, over the episodes in which the measure is defined; in brackets how many "
     f"those are, where not all. {CHUNK_JUMP.replace('_', ' ').capitalize()}, mm: how far the first action of a new "
-    "chunk lies from what the chunk before had for the same tick, mean of an episode."
+    "chunk that can be executed lies from what the chunk before had for the same tick, mean of an episode."
 )
 COMPARISON_NOTE = (
     "First minus second. Only the first, only the second: pairs of episodes that only one of the two passed. p: of "

@@ -15,6 +15,7 @@ from vla_jax.policy.checkpoints import checkpoint_steps, read_metadata, resolve_
 from vla_jax.storage import config_json
 from vla_jax.training.checkpoint import saved_config
 from vla_jax.training.config import Rewarm, TrainConfig
+from vla_jax.training.head_options import head_settings, refuse_other_parameters
 from vla_jax.training.optimizer import make_schedule
 from vla_jax.training.recipes import make_config
 from vla_jax.training.request import Request
@@ -111,8 +112,11 @@ def begin(request: Request, dataset: PackedDataset, settings: Mapping[str, Any] 
         raise UserError(f"the configured network does not fit {dataset.path}: {'; '.join(misfits)}")
 
     # 6. The other settings that were asked for are put in.
+    settings |= head_settings(request.head, base.policy.head)
     num_samples = len(table.sample_ticks("train"))
     config = _with_settings(base, request, settings, num_samples)
+    if initial is not None:
+        refuse_other_parameters(initial, config)
 
     # 7. A run that goes on changes only how long and how often; its rates may rise once more.
     if resumed is not None:

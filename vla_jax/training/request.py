@@ -27,7 +27,11 @@ class Request:
     kept, and the recipe says how to train it."""
     model_type: str | None = None
     """Kind of action head. regression (the default): one pass predicts the chunk. diffusion: the chunk is denoised in
-    several steps."""
+    several steps. flow: noise is carried to the chunk along a learned velocity, in a few steps or one.
+    minimal_iterative: two passes of regression, the second from the first one's answer."""
+    head: tuple[str, ...] = ()
+    """NAME=VALUE of fields of the head's configuration, as RUN/config.json names them below policy.head; for instance
+    prefix_max=2."""
     diffusion_timesteps: Count | None = None
     """Steps of the noise schedule, for heads that have one; the recipe's by default."""
     sensor: bool = True

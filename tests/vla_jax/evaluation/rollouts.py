@@ -83,6 +83,7 @@ def rollout(
     actions=None,
     chunks=None,
     at=None,
+    action_latency=0,
     **measures,
 ):
     """An episode with this outcome; chunks are constant at the actions unless given, at the ticks `at`."""
@@ -99,4 +100,5 @@ def rollout(
         decision_tick=at,
         chunks=chunks,
         image_time_s=at / 10,
+        action_latency=action_latency,
     )

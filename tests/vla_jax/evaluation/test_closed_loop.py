@@ -257,6 +257,41 @@ def test_a_policy_that_reads_the_state_is_given_the_pose_of_the_tick():
     np.testing.assert_array_equal(np.concatenate(given), rollout.pose[:-1])
 
 
+def test_a_policy_that_goes_on_from_promised_actions_is_given_those_that_are_then_executed():
+    given = []
+
+    def noting(vl, vl_mask, sensor, has_sensor, key, prefix, prefix_length, plan_length):
+        given.append((prefix[0], prefix_length[0], plan_length[0]))
+        chunk = by_sensor(vl, vl_mask, sensor, has_sensor, key) + 0.01 * len(given)
+        return np.where(np.arange(HORIZON)[None, :, None] < prefix_length[:, None, None], prefix, chunk)
+
+    execution = Execution(latency=2)
+    (rollout,) = run(noting, inputs=Inputs(prefix=2), execution=execution, max_ticks=6)
+    for tick, (prefix, length, planned) in enumerate(given):
+        assert (length, planned) == (2, 2)
+        executed = rollout.actions[tick : tick + 2]
+        np.testing.assert_array_equal(prefix[: len(executed)], executed.astype(np.float32))
+    assert len(np.unique(rollout.actions)) > 2
+    # No more than it takes; and a guided one is given all that is planned.
+    given.clear()
+    run(noting, inputs=Inputs(prefix=1), execution=execution, max_ticks=3)
+    assert {length for _, length, _ in given} == {1}
+    given.clear()
+    run(noting, inputs=Inputs(guided=True), execution=Execution(execute=1), max_ticks=3)
+    assert [(length, planned) for _, length, planned in given] == [(0, 0), (0, 2), (0, 2)]
+
+
+def test_noise_is_an_episode_s_where_that_is_asked_for():
+    (rollout,) = run(noisy, max_ticks=6, noise="episode")
+    (other,) = run(noisy, seeds=[1], max_ticks=6, noise="episode")
+    noise = [
+        r.chunks - by_sensor(None, None, r.pose[:-1, None].astype(np.float32), None, None)
+        for r in (rollout, other)
+    ]
+    np.testing.assert_allclose(noise[0], np.broadcast_to(noise[0][:1], noise[0].shape), atol=1e-6)
+    assert np.abs(noise[0] - noise[1]).max() > 1e-3
+
+
 def test_environments_in_processes_give_the_same_episodes():
     settings, seeds = RolloutSettings(max_ticks=40), [5, 3, 8, 1, 2]
 
@@ -376,6 +411,7 @@ def test_a_real_policy_acts_with_its_own_noise():
         ("refresh_ticks", 0),
         ("max_ticks", 0),
         ("feature_latency", -1),
+        ("noise", "tick"),
         ("sensor_lost", (2, 1)),
         ("views_lost", (-1, 1)),
     ],

@@ -74,6 +74,14 @@ def test_a_chunk_s_jump_is_from_what_the_one_before_had_for_the_same_tick():
     assert chunk_jump(rollout(0, chunks=chunks, at=[0, 3, 6]), ACTIONS) is None
 
 
+def test_a_late_chunk_s_jump_is_where_it_can_be_executed():
+    chunks = np.zeros((2, 3, 4))
+    chunks[0, 1] = [9.0, 9.0, 9.0, 9.0]  # for tick 1, at which the second chunk is not there yet
+    chunks[0, 2] = [3.0, 4.0, 0.0, 9.0]  # for tick 2
+    assert chunk_jump(rollout(0, chunks=chunks, at=[0, 1], action_latency=1), ACTIONS) == pytest.approx(5.0)
+    assert chunk_jump(rollout(0, chunks=chunks, at=[0, 1], action_latency=2), ACTIONS) is None
+
+
 def test_a_steady_policy_does_not_jump():
     assert chunk_jump(lower(0), ACTIONS) == 0.0
 

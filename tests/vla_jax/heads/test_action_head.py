@@ -7,7 +7,9 @@ import pytest
 
 from vla_jax.errors import UserError
 from vla_jax.heads.diffusion import DiffusionConfig
+from vla_jax.heads.flow import FlowConfig
 from vla_jax.heads.head_config import HeadConfig, Sampling, head_config, head_kinds, register_head
+from vla_jax.heads.minimal_iterative import MinimalIterativeConfig
 from vla_jax.heads.regression import RegressionConfig
 
 
@@ -21,6 +23,12 @@ from vla_jax.heads.regression import RegressionConfig
         (lambda: DiffusionConfig(clip_range=0.0), "clip_range is 0.0"),
         (lambda: DiffusionConfig(time_embedding_dim=7), "time_embedding_dim is 7"),
         (lambda: HeadConfig(hidden_dim=0), "hidden_dim is 0"),
+        (lambda: RegressionConfig(prefix_max=-1), "prefix_max is -1"),
+        (lambda: FlowConfig(sampling_steps=0), "sampling_steps is 0"),
+        (lambda: FlowConfig(time_alpha=0.0), "time_alpha is 0.0"),
+        (lambda: FlowConfig(time_shift=0.5), "time_shift is 0.5"),
+        (lambda: FlowConfig(time_embedding_dim=7), "FlowConfig.time_embedding_dim is 7"),
+        (lambda: MinimalIterativeConfig(second_time=1.0), "second_time is 1.0"),
     ],
 )
 def test_impossible_values_are_refused_in_one_line(make, message):
@@ -30,7 +38,8 @@ def test_impossible_values_are_refused_in_one_line(make, message):
 
 
 def test_heads_are_found_by_their_kind():
-    assert {"regression", "diffusion"} <= set(head_kinds())
+    assert {"regression", "diffusion", "flow", "minimal_iterative"} <= set(head_kinds())
+    assert head_config("minimal_iterative") is MinimalIterativeConfig
     assert head_config("diffusion") is DiffusionConfig
     with pytest.raises(UserError, match=r"head 'regresion'; choose one of .*did you mean 'regression'"):
         head_config("regresion")

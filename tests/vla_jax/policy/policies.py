@@ -10,6 +10,7 @@ from flax import nnx
 
 from vla_jax.contracts.specs import LAB_ACTIONS, LAB_STATE, DataSpec, FeatureSpec, SensorSpec
 from vla_jax.heads.diffusion import DiffusionConfig
+from vla_jax.heads.flow import FlowConfig
 from vla_jax.heads.regression import RegressionConfig
 from vla_jax.models.config import FusionConfig, SensorEncoderConfig
 from vla_jax.policy.artifact import PolicyArtifact
@@ -30,12 +31,14 @@ SIZES = {"hidden_dim": 16, "num_layers": 1, "num_heads": 2}
 HEADS = {
     "regression": RegressionConfig(**SIZES),
     "diffusion": DiffusionConfig(**SIZES, time_embedding_dim=8, steps=10, ddim_steps=3),
+    "flow": FlowConfig(**SIZES, time_embedding_dim=8, sampling_steps=3),
 }
 
 
-def policy_config(head="regression", fusion="concat", *, z_chunk=None, **overrides):
+def policy_config(head="regression", fusion="concat", *, z_chunk=None, prefix_max=0, **overrides):
+    changes = {"prefix_max": prefix_max} | ({} if z_chunk is None else {"z_chunk": z_chunk})
     return PolicyConfig(
-        head=HEADS[head] if z_chunk is None else replace(HEADS[head], z_chunk=z_chunk),
+        head=replace(HEADS[head], **changes),
         vl_dim=WIDTH,
         vl_slots=SLOTS,
         sensor=SensorEncoderConfig(
@@ -84,10 +87,18 @@ def loaded_policy(config, *, seed=0, per_slot=True, data=DATA):
 
 
 def tiny_policy(
-    head="regression", fusion="concat", *, sampler=None, steps=None, per_slot=True, data=DATA, **overrides
+    head="regression",
+    fusion="concat",
+    *,
+    sampler=None,
+    steps=None,
+    guided=False,
+    per_slot=True,
+    data=DATA,
+    **overrides,
 ):
-    config = policy_config(head, fusion, **overrides)
-    return InsertionPolicy(loaded_policy(config, per_slot=per_slot, data=data), sampler=sampler, steps=steps)
+    loaded = loaded_policy(policy_config(head, fusion, **overrides), per_slot=per_slot, data=data)
+    return InsertionPolicy(loaded, sampler=sampler, steps=steps, guided=guided)
 
 
 def observations(batch, seed=1):

@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from vla_jax.policy.chunk_execution import ChunkQueue, Execution
 
@@ -61,3 +63,37 @@ def test_what_cannot_be_executed_is_refused():
     Execution(execute=6, latency=2).check_horizon(8)
     with pytest.raises(ValueError, match="need a horizon of 9"):
         Execution(execute=6, latency=3).check_horizon(8)
+
+
+@given(
+    execute=st.integers(1, 4),
+    latency=st.integers(0, 4),
+    ensemble=st.sampled_from([None, 0.0, 0.5]),
+    horizon=st.integers(5, 9),
+)
+def test_what_is_promised_is_executed_whatever_is_predicted(execute, latency, ensemble, horizon):
+    execution, horizon = Execution(execute, latency, ensemble), max(horizon, execute + latency)
+    queue, rng = ChunkQueue(execution, HOLD), np.random.default_rng(0)
+    executed, promised = [], {}
+    for tick in range(20):
+        if queue.needs_chunk(tick):
+            planned = queue.planned(tick)
+            assert latency <= len(planned) < horizon
+            promised |= {tick + i: action for i, action in enumerate(planned[:latency])}
+            queue.add(tick, rng.normal(size=(horizon, 2)).astype(np.float32))
+        executed.append(queue.action(tick))
+    for tick, action in promised.items():
+        if tick < len(executed):
+            np.testing.assert_array_equal(action, executed[tick])
+
+
+def test_without_another_chunk_what_is_planned_is_executed_to_its_end():
+    queue = ChunkQueue(Execution(latency=1), HOLD)
+    np.testing.assert_array_equal(queue.planned(0), [HOLD])
+    for tick in range(2):
+        queue.add(tick, chunk(tick))
+    planned = queue.planned(2)
+    np.testing.assert_array_equal(planned, [[1, 2], [1, 3], [1, 4]])
+    np.testing.assert_array_equal([queue.action(tick) for tick in range(2, 5)], planned)
+    late = ChunkQueue(Execution(), HOLD)
+    assert late.planned(3).shape == (0, 2)

@@ -20,12 +20,13 @@ from vla_jax.policy.artifact import save_policy  # noqa: E402
 from vla_jax.policy.config import PolicyConfig  # noqa: E402
 from vla_jax.policy.insertion_policy import InsertionPolicy  # noqa: E402
 from vla_jax.policy.metadata import PolicyMetadata, unknown_data  # noqa: E402
-from vla_jax.policy.network import PolicyNetwork  # noqa: E402
+from vla_jax.policy.network import PolicyNetwork, abstract_network  # noqa: E402
 from vla_jax.preprocessing.config import NormalisationConfig  # noqa: E402
 from vla_jax.preprocessing.normaliser import make_normaliser  # noqa: E402
 from vla_jax.reference.conversion import export_checkpoint, import_checkpoint  # noqa: E402
 from vla_jax.reference.options import ReferenceOptions  # noqa: E402
 from vla_jax.reference.reference_policy import load_reference  # noqa: E402
+from vla_jax.reference.weights import reference_weights  # noqa: E402
 
 OPTIONS = {"nhead": 4, "sensor_nhead": 4, "sensor_temporal_length": 20, "diffusion_timesteps": 10}
 
@@ -239,9 +240,14 @@ def test_what_is_no_checkpoint_says_so(tmp_path, content, message):
         load_reference(tmp_path / "absent.pt")
 
 
-def test_a_network_the_reference_does_not_know_is_not_exported():
-    from vla_jax.reference.weights import reference_weights
+@pytest.mark.parametrize("kind", ["flow", "minimal_iterative"])
+def test_a_head_the_reference_does_not_have_is_not_exported(kind):
+    network = abstract_network(PolicyConfig.small(kind, vl_dim=8))
+    with pytest.raises(UserError, match=f"the reference has no {kind} head, only regression and diffusion"):
+        reference_weights(network)
 
+
+def test_a_network_the_reference_does_not_know_is_not_exported():
     config = replace(
         small_config("diffusion", "none"), head=DiffusionConfig(hidden_dim=8, num_layers=1, num_heads=1)
     )

@@ -139,6 +139,22 @@ def test_a_run_begins_with_the_network_of_a_checkpoint_and_the_recipe_s_training
     assert begun.initial.path == resolve_checkpoint(tmp_path)
 
 
+def test_fields_of_the_head_are_set_by_their_names(workspace, tmp_path):
+    asked = {"recipe": "debug", "model_type": "flow"}
+    head = configured(
+        workspace, head=("prefix_max=2", "time_shift=4", "horizon_embedding=false"), **asked
+    ).policy.head
+    plain = configured(workspace, **asked).policy.head
+    assert head == dataclasses.replace(plain, prefix_max=2, time_shift=4.0, horizon_embedding=False)
+    # A denoiser with a prefix has no parameters that one without lacks; a regression has.
+    saved = save_run(workspace, tmp_path / "a", policy_config(workspace, "diffusion"))
+    begun = beginning(workspace, init_from=saved, recipe="debug", head=("prefix_max=2",))
+    assert begun.config.policy.head.longest_prefix == 2
+    saved = save_run(workspace, tmp_path / "b")
+    with pytest.raises(UserError, match=r"other parameters \(expert.prefix_in.bias\)"):
+        beginning(workspace, init_from=saved, recipe="debug", head=("prefix_max=2",))
+
+
 def test_an_imported_regression_no_longer_starts_from_the_answer(workspace, tmp_path):
     head = RegressionConfig(hidden_dim=8, num_layers=1, num_heads=2, z_chunk="target")
     policy = policy_config(workspace, head=head)

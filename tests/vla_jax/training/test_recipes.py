@@ -1,6 +1,7 @@
 """Recipes: every one describes a network that can be built."""
 
 import dataclasses
+import itertools
 from typing import get_args
 
 import jax
@@ -22,8 +23,14 @@ def config(recipe, head="diffusion", fusion="concat", **options):
 
 
 @pytest.mark.parametrize("recipe", get_args(RecipeName))
-@pytest.mark.parametrize("head", ["regression", "diffusion"])
-@pytest.mark.parametrize("fusion", get_args(FusionStrategy))
+@pytest.mark.parametrize(
+    ("head", "fusion"),
+    [
+        *itertools.product(["regression", "diffusion"], get_args(FusionStrategy)),
+        ("flow", "concat"),
+        ("minimal_iterative", "concat"),
+    ],
+)
 def test_every_recipe_can_be_built(recipe, head, fusion):
     made = config(recipe, head, fusion)
     optimizer = make_optimizer(made.optimizer, made.steps)

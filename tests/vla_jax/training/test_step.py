@@ -12,7 +12,7 @@ from vla_jax.contracts.observation import Observation
 from vla_jax.training.step import add_noise, validation_step
 
 
-@pytest.mark.parametrize("head", ["regression", "diffusion"])
+@pytest.mark.parametrize("head", ["regression", "diffusion", "flow", "minimal_iterative"])
 def test_repeating_a_batch_lowers_its_loss_without_recompiling(head):
     config = synthetic.config(head)
     config = dataclasses.replace(
