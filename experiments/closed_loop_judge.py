@@ -6,15 +6,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from experiments.data import num_processors
-from experiments.rollout import Encoders, check_fits_phantom, make_environment
+from experiments.phantom_policies import MOST_PARALLEL, Encoders, check_fits_phantom, insertions
 
 if TYPE_CHECKING:
     from vla_jax.policy.artifact import PolicyArtifact
 
 SCENARIOS = 0
 """The first scenario: those of `rollout --seed 0`, which is therefore for nothing else."""
-MOST_PARALLEL = 16
 
 
 def make_judge(backbone: str, episodes: int) -> "Callable[[PolicyArtifact], Mapping[str, float]]":
@@ -25,21 +23,15 @@ def make_judge(backbone: str, episodes: int) -> "Callable[[PolicyArtifact], Mapp
     encoders = Encoders(backbone)
 
     def judge(artifact: "PolicyArtifact") -> Mapping[str, float]:
-        import jax
-
-        from vla_jax.evaluation.closed_loop import Inputs, RolloutSettings, roll_out
-        from vla_jax.evaluation.environments import environment_processes
+        from vla_jax.evaluation.closed_loop import RolloutSettings
         from vla_jax.policy.insertion_policy import InsertionPolicy
 
         policy = InsertionPolicy(artifact)
         check_fits_phantom(artifact.path, policy)
-        count = min(MOST_PARALLEL, episodes)
-        workers = num_processors()
+        seeds = range(SCENARIOS, SCENARIOS + episodes)
         settings = RolloutSettings(refresh_ticks=policy.data.refresh_ticks or 3)
-        with environment_processes(make_environment, count, workers) as environments:
-            seeds = range(SCENARIOS, SCENARIOS + episodes)
-            arguments = (environments, seeds, settings, jax.random.key(0), Inputs.of(policy))
-            rollouts = list(roll_out(policy.predict, encoders.of(policy), *arguments))
+        parallel = min(MOST_PARALLEL, episodes)
+        rollouts = list(insertions(policy, encoders, seeds, settings, parallel=parallel))
         errors = [rollout.outcome.measures["depth_error_um"] for rollout in rollouts]
         median = float(np.median([math.inf if error is None else error / 1000 for error in errors]))
         failed = sum(not rollout.outcome.success for rollout in rollouts)

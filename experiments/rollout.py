@@ -2,36 +2,26 @@
 
 import contextlib
 import dataclasses
-import functools
 import json
-import math
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from rich.table import Table
 
 from experiments import cli
 from experiments.console import make_console
-from experiments.data import num_processors
-from experiments.phantom import PhantomEnvironment, PhantomSimulator
-from experiments.phantom.camera import VIEWS
-from experiments.phantom.disturbance import Disturbance
-from experiments.phantom.recorded_environment import RecordedPhantom
-from experiments.phantom.shift import SHIFTS
-from experiments.phantom.simulator import ACTION_HZ, NUM_CHANNELS
-from vla_jax.contracts.checks import unknown_choice
-from vla_jax.contracts.specs import LAB_ACTIONS, LAB_STATE
+from experiments.phantom_policies import MOST_PARALLEL, Encoders, PhantomWorld, insertions
+from experiments.rollout_plan import Acting, Planned, World, make_plan
+from vla_jax.contracts.specs import LAB_ACTIONS
 from vla_jax.errors import UserError
 from vla_jax.reporting.page import number
 
 if TYPE_CHECKING:
-    from feature_cache.encoder import FeatureEncoder
-    from vla_jax.evaluation.closed_loop import Rollout, RolloutSettings
+    from vla_jax.evaluation.closed_loop import Rollout
     from vla_jax.evaluation.rollout_summary import Trial
-    from vla_jax.policy.insertion_policy import InsertionPolicy
     from vla_jax.reporting.film import Film
 
 DESCRIPTION = """Lets each policy insert the needle in the simulated phantom, all in the same scenarios, and judges
@@ -42,51 +32,6 @@ Writes REPORT/rollout.json, REPORT/rollouts.npz and REPORT/report.html. Ctrl-C k
 SEEDS_APART = 1_000_000
 """Scenarios of two seeds are never the same, up to so many episodes."""
 MAX_SEED = 2**32 // SEEDS_APART
-
-
-Noise = Literal["chunk", "episode"]
-"""As `vla_jax.evaluation.closed_loop.Noise`, which would import JAX."""
-
-
-@dataclass(frozen=True)
-class Acting:
-    """How the policies act, and what they have to do with."""
-
-    execute: int = 1
-    """Actions of a chunk that are executed before the next prediction."""
-    refresh: int | None = None
-    """Control ticks from one set of pictures that the backbone sees to the next; as in the policy's data by default."""
-    feature_latency: tuple[str, ...] = ("0",)
-    """Time until pictures are features: control ticks (4), or milliseconds (400ms). Each of several is a roll-out of
-    its own."""
-    action_latency: str = "0"
-    """Time until a predicted chunk can be executed, likewise."""
-    ensemble: float | None = None
-    """Average what all chunks have for a tick, weighted by exp(-ENSEMBLE age), the oldest most."""
-    sampler: str | None = None
-    """How a diffusion policy denoises (ddim or ddpm); the checkpoint's own by default."""
-    sampling_steps: int | None = None
-    """Denoising steps of a diffusion or flow policy."""
-    noise: Noise = "chunk"
-    """How often such a policy's noise is drawn: for each chunk, or once for each episode."""
-    guided: bool = False
-    """Draw the denoising of policies that were trained without a prefix to what the last chunk still has planned
-    (real-time chunking)."""
-    sensor_lost: tuple[float, float] | None = None
-    """Seconds from and up to which the sensor is gone."""
-    views_lost: tuple[float, float] | None = None
-    """Seconds from and up to which all pictures are gone."""
-
-
-@dataclass(frozen=True)
-class World:
-    """What they act in."""
-
-    shift: tuple[str, ...] = ("none",)
-    """How scenarios differ from those of the training episodes (none, speckle, gain, membrane, deeper, shallower,
-    brightness, marker, start, breathing, or all for each of them). Each of several is a roll-out of its own."""
-    nudges: bool = False
-    """Push the arm off its course at random times."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +55,7 @@ class Arguments:
     record: Path | None = None
     """Directory for the episodes as recorded, with what the demonstrator would have done at every tick, to train on
     (DAgger); `prepare` reads them."""
-    parallel: int = 16
+    parallel: int = MOST_PARALLEL
     """Episodes side by side: what they need is computed in batches."""
     workers: int = 0
     """Processes that simulate; 0 takes one per processor core, at most 16."""
@@ -122,7 +67,7 @@ def main(arguments: Arguments) -> None:
     from vla_jax.reporting.rollout_report import write_rollouts
 
     _check(arguments)
-    plan = _plan(arguments)
+    plan = make_plan(arguments.runs, arguments.checkpoint, arguments.acting, arguments.world)
     if arguments.record is not None and len(plan) > len(arguments.runs):
         raise UserError(
             "--record takes one --feature-latency and one --shift: episodes of others are called alike"
@@ -150,54 +95,8 @@ def main(arguments: Arguments) -> None:
     console.print(f"report: {arguments.out / 'report.html'}", soft_wrap=True)
 
 
-@dataclass(frozen=True)
-class _Planned:
-    """A policy in one setting."""
-
-    name: str
-    policy: "InsertionPolicy"
-    settings: "RolloutSettings"
-    shift: str
-
-    def trial(self, rollouts: "Sequence[Rollout]") -> "Trial":
-        """Returns what came of it."""
-        from vla_jax.evaluation.rollout_summary import Trial
-
-        loaded = self.policy.loaded
-        return Trial(
-            self.name,
-            sorted(rollouts, key=lambda rollout: rollout.seed),
-            checkpoint={"path": str(loaded.path), "step": loaded.metadata.step},
-            feature_latency_s=self.settings.feature_latency / _rate_hz(self.policy),
-            shift=None if self.shift == "none" else self.shift,
-        )
-
-
-def _plan(arguments: Arguments) -> list[_Planned]:
-    """Restores the policies and returns each in each setting."""
-    from vla_jax.policy.insertion_policy import InsertionPolicy
-
-    acting, shifts, plan = arguments.acting, _shifts(arguments.world.shift), []
-    for run in arguments.runs:
-        policy = InsertionPolicy.from_checkpoint(
-            run,
-            checkpoint=arguments.checkpoint,
-            sampler=acting.sampler,
-            steps=acting.sampling_steps,
-            guided=acting.guided,
-        )
-        check_fits_phantom(run, policy)
-        latencies = [_ticks(text, "feature-latency", policy) for text in acting.feature_latency]
-        plan += [
-            _Planned(run.resolve().name, policy, _settings(acting, policy, latency), shift)
-            for latency in dict.fromkeys(latencies)
-            for shift in shifts
-        ]
-    return plan
-
-
 def _roll_out(
-    arguments: Arguments, plan: Sequence[_Planned], encoders: "Encoders"
+    arguments: Arguments, plan: Sequence[Planned], encoders: Encoders
 ) -> "tuple[list[Trial], bool]":
     """Lets the policies act, with a progress bar; returns what came of it, and whether it was stopped early."""
     from vla_jax.progress import progress_bar
@@ -220,6 +119,21 @@ def _roll_out(
     return trials, stop.is_set
 
 
+def _episodes(arguments: Arguments, planned: Planned, encoders: Encoders) -> "Generator[Rollout, None, None]":
+    """Yields the episodes of a policy in one setting."""
+    first = arguments.seed * SEEDS_APART
+    return insertions(
+        planned.policy,
+        encoders,
+        range(first, first + arguments.episodes),
+        planned.settings,
+        world=PhantomWorld(planned.shift, arguments.world.nudges, arguments.record, planned.name),
+        key_seed=arguments.seed,
+        parallel=arguments.parallel,
+        workers=arguments.workers,
+    )
+
+
 def _films(trials: "Sequence[Trial]", *, nudges: bool) -> "dict[str, list[Film]]":
     """Films episodes of each policy in its first setting, in a world like the one that they happened in."""
     from vla_jax.progress import progress_bar
@@ -227,121 +141,9 @@ def _films(trials: "Sequence[Trial]", *, nudges: bool) -> "dict[str, list[Film]]
 
     first = {trial.name: trial for trial in reversed(trials)}
     return {
-        name: make_films(
-            trial, make_environment(shift=trial.shift or "none", nudges=nudges), MAX_BYTES // len(first)
-        )
+        name: make_films(trial, PhantomWorld(trial.shift or "none", nudges).make(), MAX_BYTES // len(first))
         for name, trial in progress_bar(first.items(), desc="films", unit="policy")
     }
-
-
-class Encoders:
-    """The backbone, once for each kind of features that the policies read."""
-
-    def __init__(self, backbone: str) -> None:
-        self._backbone = backbone
-        self._opened: list[FeatureEncoder] = []
-
-    def of(self, policy: "InsertionPolicy") -> "FeatureEncoder":
-        """Returns what makes a policy's features; raises UserError where the backbone does not."""
-        from feature_cache.encoder import FeatureEncoder
-
-        for encoder in self._opened:
-            if encoder.spec == policy.features and encoder.views == (policy.data.views or ()):
-                return encoder
-        self._opened.append(FeatureEncoder.open(self._backbone, policy.features, policy.data.views or ()))
-        return self._opened[-1]
-
-
-def make_environment(
-    *,
-    shift: str = "none",
-    nudges: bool = False,
-    has_sensor: bool = True,
-    record_to: Path | None = None,
-    name: str = "",
-) -> "PhantomEnvironment":
-    """Builds the phantom's world in one setting. record_to: directory for its episodes, called `name`."""
-    simulator = PhantomSimulator(
-        shift=shift, has_sensor=has_sensor, disturbance=Disturbance() if nudges else None
-    )
-    return PhantomEnvironment(simulator) if record_to is None else RecordedPhantom(simulator, record_to, name)
-
-
-def _episodes(
-    arguments: Arguments, planned: _Planned, encoders: Encoders
-) -> "Generator[Rollout, None, None]":
-    """Yields the episodes of a policy in one setting."""
-    import jax
-
-    from vla_jax.evaluation.closed_loop import Inputs, roll_out
-    from vla_jax.evaluation.environments import environment_processes
-
-    policy = planned.policy
-    make = functools.partial(
-        make_environment,
-        shift=planned.shift,
-        nudges=arguments.world.nudges,
-        # The costly A-scans are left out where nobody reads or records them.
-        has_sensor=policy.config.uses_sensor or arguments.record is not None,
-        record_to=arguments.record,
-        name=planned.name,
-    )
-    first = arguments.seed * SEEDS_APART
-    workers = arguments.workers or num_processors()
-    with environment_processes(make, arguments.parallel, workers) as environments:
-        yield from roll_out(
-            policy.predict,
-            encoders.of(policy),
-            environments,
-            range(first, first + arguments.episodes),
-            planned.settings,
-            jax.random.key(arguments.seed),
-            Inputs.of(policy),
-        )
-
-
-def _settings(acting: Acting, policy: "InsertionPolicy", latency: int) -> "RolloutSettings":
-    from vla_jax.evaluation.closed_loop import RolloutSettings
-    from vla_jax.policy.chunk_execution import Execution
-
-    action_latency = _ticks(acting.action_latency, "action-latency", policy)
-    try:
-        execution = Execution(acting.execute, action_latency, acting.ensemble)
-        execution.check_horizon(policy.data.actions.horizon)
-        return RolloutSettings(
-            execution=execution,
-            refresh_ticks=acting.refresh or policy.data.refresh_ticks or 3,
-            feature_latency=latency,
-            noise=acting.noise,
-            sensor_lost=acting.sensor_lost,
-            views_lost=acting.views_lost,
-        )
-    except ValueError as error:
-        raise UserError(str(error)) from error
-
-
-def _ticks(text: str, option: str, policy: "InsertionPolicy") -> int:
-    """Returns a time in control ticks; milliseconds are rounded up, since nothing is there before it is there."""
-    number, in_ms = text.removesuffix("ms"), text.endswith("ms")
-    try:
-        value = float(number)
-    except ValueError:
-        value = -1.0
-    ticks = math.ceil(round(value / 1000 * _rate_hz(policy), 6)) if in_ms else value
-    if not 0 <= ticks < 1000 or ticks != int(ticks):
-        raise UserError(f"--{option} {text} is no time; give control ticks (4) or milliseconds (400ms)")
-    return int(ticks)
-
-
-def _rate_hz(policy: "InsertionPolicy") -> float:
-    return policy.data.actions.rate_hz or ACTION_HZ
-
-
-def _shifts(names: Sequence[str]) -> list[str]:
-    unknown = [name for name in names if name not in (*SHIFTS, "all")]
-    if unknown:
-        raise UserError(f"--shift {unknown_choice(unknown[0], (*SHIFTS, 'all'))}")
-    return list(SHIFTS) if "all" in names else list(dict.fromkeys(names))
 
 
 def _check(arguments: Arguments) -> None:
@@ -359,24 +161,6 @@ def _check(arguments: Arguments) -> None:
         raise UserError(
             f"two runs have the same name ({', '.join(names)}): a report could not tell them apart"
         )
-
-
-def check_fits_phantom(run: Path, policy: "InsertionPolicy") -> None:
-    """Refuses a policy of another arm, other cameras or another sensor."""
-    data = policy.data
-    lacking = [
-        f"{what} {theirs}, the phantom has {ours}"
-        for what, theirs, ours in (
-            ("actions", data.actions.names, LAB_ACTIONS.names),
-            ("views", data.views, VIEWS),
-            ("a sensor of channels", data.sensor and data.sensor.channels, NUM_CHANNELS),
-        )
-        if theirs is not None and theirs != ours
-    ]
-    if policy.config.state is not None and data.state != LAB_STATE:
-        lacking.append(f"state {data.state}, the phantom has {LAB_STATE}")
-    if lacking:
-        raise UserError(f"{run}: cannot act in the phantom: it has {'; '.join(lacking)}")
 
 
 def _asked(arguments: Arguments) -> dict[str, Any]:

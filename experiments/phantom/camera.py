@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from experiments.phantom.kinematics import rotation_matrix
@@ -53,7 +53,7 @@ class PinholeCamera:
     def axes(self) -> NDArray:
         """The rows right, down, forward, [3, 3]."""
         forward = np.subtract(self.look_at_mm, self.position_mm)
-        right = _cross(forward, self.up)
+        right = _cross(forward, np.asarray(self.up))
         down = _cross(forward, right)
         rows = np.stack([right, down, forward])
         return rows / np.linalg.norm(rows, axis=1, keepdims=True)
@@ -217,7 +217,7 @@ def _carried(camera: PinholeCamera, pose: NDArray, rotation: NDArray) -> Pinhole
     )
 
 
-def _cross(a: ArrayLike, b: ArrayLike) -> NDArray:
+def _cross(a: NDArray, b: NDArray) -> NDArray:
     """Returns the vector product of two vectors; `np.cross` takes ten times as long for so few numbers."""
     (a0, a1, a2), (b0, b1, b2) = a, b
     return np.array([a1 * b2 - a2 * b1, a2 * b0 - a0 * b2, a0 * b1 - a1 * b0])
