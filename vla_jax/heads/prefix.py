@@ -34,10 +34,14 @@ class Prefix:
 
 
 def draw_prefix(key: Key[Array, ""], actions: Float[Array, "b h a"], longest: int) -> Prefix | None:
-    """Draws how much of the answer each sample is given: 0 to `longest` actions, equally likely; None for longest 0."""
+    """Draws how much of the answer each sample is given: 0 to `longest` actions; None for longest 0.
+
+    d actions with a probability in proportion to exp(−d), as in the authors' program for Kinetix: of most samples all
+    has to be told by what was observed.
+    """
     if not longest:
         return None
-    promised = jax.random.randint(key, actions.shape[:1], 0, longest + 1)
+    promised = jax.random.categorical(key, -jnp.arange(longest + 1.0), shape=actions.shape[:1])
     return Prefix(actions, promised, promised)
 
 
