@@ -25,6 +25,8 @@ ROOMS = (
     "vla_jax.heads",
     "vla_jax.preprocessing",
     "vla_jax.policy",
+    "vla_jax.serving",
+    "vla_jax.client",
     "vla_jax.training",
     "vla_jax.evaluation",
     "vla_jax.live",
