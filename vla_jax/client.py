@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
+from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 from websockets.sync.client import ClientConnection, connect
 
 from vla_jax.serving.messages import MessageError, pack, unpack
@@ -146,6 +146,7 @@ class PolicyClient:
 
     def _connect(self) -> tuple[ClientConnection, dict[str, Any]]:
         try:
+            # Entered by hand: versions from 17.1 on want it, earlier ones do not mind.
             connection = connect(
                 f"ws://{self._address}",
                 additional_headers=self._headers,
@@ -154,12 +155,12 @@ class PolicyClient:
                 open_timeout=self._connect_timeout_s,
                 close_timeout=1.0,
                 proxy=None,  # A robot's server is never behind the proxy that the environment names.
-            )
+            ).__enter__()
         except InvalidStatus as error:
             response = error.response
             said = (response.body or b"").decode("utf-8", "replace").strip()
             raise ServerUnreachable(f"{self._address}: HTTP {response.status_code} ({said})") from error
-        except (OSError, InvalidHandshake) as error:
+        except (OSError, WebSocketException) as error:
             raise ServerUnreachable(f"{self._address}: cannot connect ({error})") from error
         try:
             first = connection.recv(timeout=self._connect_timeout_s)

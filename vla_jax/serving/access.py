@@ -51,9 +51,7 @@ def bind(host: str, port: int, api_key: str | None) -> socket.socket:
         UserError: the address is not there or taken, or is reached from other machines and there is no key.
     """
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except (OSError, UnicodeError) as error:
         raise UserError(f"--host {host}: no such address ({error})") from error
     # Looked at as resolved: a name that means another machine's interface must not pass for this machine.

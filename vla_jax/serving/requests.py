@@ -115,7 +115,7 @@ def _misfit(value: Any, expected: ArrayInput) -> str | None:
     """Says what is wrong with the type or the shape of a value; None where it fits."""
     wanted = f"expected {list(expected.shape)} {expected.dtype}"
     if not isinstance(value, np.ndarray):
-        return f"is {shown(value)}, {wanted}"
+        return f"{_is(value)}, {wanted}"
     if value.dtype.kind not in ("b" if expected.dtype == "bool" else "fiu"):
         return f"is of type {value.dtype}, {wanted}"
     shape = value.shape
@@ -147,9 +147,9 @@ def _read_pictures(
 ) -> tuple[str, Mapping[str, Any]]:
     prompt, images = given.get("prompt"), given.get("images")
     if not isinstance(prompt, str) or not 0 < len(prompt) <= MAX_PROMPT:
-        faults.append(f"prompt is {shown(prompt)}, expected a text of 1 to {MAX_PROMPT} characters")
+        faults.append(f"prompt {_is(prompt)}, expected a text of 1 to {MAX_PROMPT} characters")
     if not isinstance(images, dict):
-        faults.append(f"images is {shown(images)}, expected a map from views to pictures")
+        faults.append(f"images {_is(images)}, expected a map from views to pictures")
         images = {}
     present = {view: picture for view, picture in images.items() if picture is not None}
     for view, picture in present.items():
@@ -173,9 +173,13 @@ def _described(value: Any) -> str:
     return f"{value.dtype} {list(value.shape)}" if isinstance(value, np.ndarray) else shown(value)
 
 
+def _is(value: Any) -> str:
+    return "is missing" if value is None else f"is {_described(value)}"
+
+
 def _read_seed(value: Any, faults: list[str]) -> int:
     is_whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
     if not is_whole or not 0 <= int(value) <= MAX_SEED:
-        faults.append(f"seed is {shown(value)}, expected a whole number from 0 to {MAX_SEED}")
+        faults.append(f"seed {_is(value)}, expected a whole number from 0 to {MAX_SEED}")
         return 0
     return int(value)

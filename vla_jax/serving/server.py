@@ -102,8 +102,12 @@ class PolicyServer:
             await self._send(connection, self._metadata)
             previous_s: float | None = None
             while True:
-                async with asyncio.timeout(self._limits.idle_s):
-                    message = await connection.recv()
+                try:
+                    async with asyncio.timeout(self._limits.idle_s):
+                        message = await connection.recv()
+                except TimeoutError:
+                    await connection.close(CloseCode.POLICY_VIOLATION, "idle for too long")
+                    break
                 begun = time.perf_counter()
                 reply = await self._reply(message, previous_s)
                 await self._send(connection, reply)
@@ -112,8 +116,8 @@ class PolicyServer:
         except ConnectionClosed:
             pass
         except TimeoutError:
-            # One that is idle reads this; one that does not read is cut off after `close_s`.
-            await connection.close(CloseCode.POLICY_VIOLATION, "idle for too long, or does not read")
+            # It does not read: there is no use in telling it more.
+            connection.transport.abort()
         finally:
             self._num_clients -= 1
             logger.info("%s: gone after %d requests, %d clients", client, num_requests, self._num_clients)
