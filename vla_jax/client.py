@@ -18,6 +18,8 @@ from vla_jax.serving.messages import MessageError, pack, unpack
 
 MAX_REPLY_BYTES = 2**26
 _RETRY_S = 0.2
+# A call that had no reply in time takes no longer than this to close its connection.
+_CLOSE_S = 0.2
 
 
 class PolicyClientError(RuntimeError):
@@ -153,7 +155,7 @@ class PolicyClient:
                 compression=None,
                 max_size=MAX_REPLY_BYTES,
                 open_timeout=self._connect_timeout_s,
-                close_timeout=1.0,
+                close_timeout=_CLOSE_S,
                 proxy=None,  # A robot's server is never behind the proxy that the environment names.
             ).__enter__()
         except InvalidStatus as error:

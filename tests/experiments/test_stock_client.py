@@ -15,7 +15,8 @@ from vla_jax.serving.messages import pack, unpack
 
 pytestmark = pytest.mark.slow
 
-STOCK = "openpi-client==0.1.2"
+# The second it imports and does not ask for.
+STOCK = ("openpi-client==0.1.2", "typing_extensions")
 KEY = "correct-horse-battery"
 
 SCRIPT = """
@@ -53,12 +54,12 @@ def stock_python(tmp_path_factory):
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
     python = folder / "bin" / "python"
     installed = subprocess.run(
-        [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", STOCK],
+        [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *STOCK],
         capture_output=True,
         text=True,
     )
     if installed.returncode:
-        pytest.skip(f"{STOCK} cannot be installed here: {installed.stderr.strip().splitlines()[-1:]}")
+        pytest.skip(f"{STOCK[0]} cannot be installed here: {installed.stderr.strip().splitlines()[-1:]}")
     return python
 
 

@@ -51,9 +51,11 @@ def bind(host: str, port: int, api_key: str | None) -> socket.socket:
         UserError: the address is not there or taken, or is reached from other machines and there is no key.
     """
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
         raise UserError(f"--host {host}: no such address ({error})") from error
+    # A name with addresses of both kinds, such as localhost, is listened at where most clients look.
+    family, kind, protocol, _, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)
     # Looked at as resolved: a name that means another machine's interface must not pass for this machine.
     if api_key is None and not ipaddress.ip_address(address[0]).is_loopback:
         raise UserError(
