@@ -9,6 +9,7 @@ import time
 
 import numpy as np
 import pytest
+from websockets.exceptions import ConnectionClosed
 from websockets.sync.server import serve
 
 from tests.commands import REPOSITORY
@@ -23,7 +24,7 @@ from vla_jax.client import (
     RequestRefused,
     ServerUnreachable,
 )
-from vla_jax.serving.messages import pack
+from vla_jax.serving.messages import pack, unpack
 from vla_jax.serving.service import PolicyService
 
 KEY = "correct-horse-battery"
@@ -128,15 +129,17 @@ def answering(handler):
 def test_a_late_reply_is_never_taken_for_another_s():
     def late(connection):
         connection.send(pack({"checkpoint": {}}))
-        connection.recv()
-        time.sleep(0.4)
-        with contextlib.suppress(Exception):
-            connection.send(pack({"actions": np.ones(3)}))
+        with contextlib.suppress(ConnectionClosed):
+            while True:
+                number = unpack(connection.recv())["number"]
+                time.sleep(1.0 if number == 0 else 0.0)
+                connection.send(pack({"actions": number}))
 
-    with answering(late) as port, PolicyClient(HOST, port, timeout_s=0.1) as client:
-        for _ in range(2):
-            with pytest.raises(NoReplyInTime, match=r"no reply within 0\.1 s"):
-                client.infer({})
+    with answering(late) as port, PolicyClient(HOST, port, timeout_s=0.5) as client:
+        with pytest.raises(NoReplyInTime, match=r"no reply within 0\.5 s"):
+            client.infer({"number": 0})
+        time.sleep(0.7)
+        assert client.infer({"number": 1})["actions"] == 1
 
 
 @pytest.mark.parametrize("first", [b"\xc1", pack([1]), "text", None], ids=str)
