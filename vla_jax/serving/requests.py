@@ -1,6 +1,6 @@
 """From a message to a request that fits the policy, or to everything that does not."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
@@ -75,15 +75,17 @@ def _kind(given: Mapping[str, Any], spec: RequestSpec, faults: list[str]) -> str
         faults.append("this server has no backbone for pictures: send vl, or start it with --backbone")
     if kind == PICTURES and any(name in given for name in FEATURE_KEYS):
         faults.append("vl and images exclude each other: send features, or pictures and prompt")
-    known = (*PICTURE_KEYS, *FEATURE_KEYS, *spec.arrays, "sensor", "state", "previous_chunk", "seed")
-    for name in given:
-        if name not in known:
-            close = get_close_matches(name[:100], known, n=1)
-            hint = (
-                f"; did you mean {close[0]}?" if close else f"; known are {', '.join(dict.fromkeys(known))}"
-            )
-            faults.append(f"{shown(name)} is unknown{hint}")
+    known = (*PICTURE_KEYS, *FEATURE_KEYS, "sensor", "state", "previous_chunk", "seed")
+    for number, name in enumerate(name for name in given if name not in known):
+        # Nobody sees more faults than that, and looking for what was meant takes time.
+        hint = _meant(name, known) if number < MAX_FAULTS else ""
+        faults.append(f"{shown(name)} is unknown{hint}")
     return kind
+
+
+def _meant(name: str, known: Sequence[str]) -> str:
+    close = get_close_matches(name[:100], known, n=1)
+    return f"; did you mean {close[0]}?" if close else f"; known are {', '.join(known)}"
 
 
 def _read_arrays(
