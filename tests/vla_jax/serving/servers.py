@@ -71,12 +71,12 @@ def request(seed: int = 1) -> dict:
 
 
 def raw_connection(port: int) -> socket.socket:
-    """Opens a websocket by hand; of what the server sends, not more than the handshake's answer has been read."""
+    """Opens a websocket by hand; what the server sent with the handshake's answer has been read."""
     opened = socket.create_connection((HOST, port), timeout=10)
     opened.sendall(HANDSHAKE + b"\r\n")
     answer = b""
-    while not answer.endswith(b"\r\n\r\n"):
-        answer += opened.recv(1)
+    while b"\r\n\r\n" not in answer:
+        answer += opened.recv(65536)
     assert answer.startswith(b"HTTP/1.1 101")
     return opened
 
