@@ -19,6 +19,7 @@ COMMANDS = {
     "train": "trains a policy on all local devices",
     "evaluate": "judges a policy on recorded episodes",
     "rollout": "judges policies in closed loop in the simulated phantom",
+    "serve": "answers requests for actions over the network, by openpi's protocol",
     "compare": "tabulates training runs side by side",
     "import_torch": "turns a checkpoint of the PyTorch reference into one of ours",
     "export_torch": "turns a checkpoint into one of the PyTorch reference's",
@@ -29,6 +30,7 @@ COMMANDS = {
     "benchmarks.data": "times how fast training is fed, beside the reference's way",
     "benchmarks.prepare": "times how fast episodes are packed",
     "benchmarks.lerobot": "times how fast LeRobot data sets' pictures are read, beside the lerobot package",
+    "benchmarks.serving": "times a served policy with several clients, beside direct calls",
     "benchmarks.cache": "times the feature cache beside the reference's way",
 }
 """What `python -m experiments.NAME` and `vla-jax NAME` take, in the order of a project, and what each does."""

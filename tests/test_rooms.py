@@ -25,8 +25,11 @@ ROOMS = (
     "vla_jax.heads",
     "vla_jax.preprocessing",
     "vla_jax.policy",
+    "vla_jax.serving",
+    "vla_jax.client",
     "vla_jax.training",
     "vla_jax.evaluation",
+    "vla_jax.live",
     "vla_jax.reporting",
     "vla_jax.reference",
     # Where users find names by their old places; nothing inside imports these.

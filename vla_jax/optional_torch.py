@@ -5,8 +5,6 @@ from types import ModuleType
 
 from vla_jax.errors import UserError
 
-_INSTALL = "install it with `pip install -e '.[export]'` in your clone of vla-jax"
-
 
 def import_torch(needed_by: str) -> ModuleType:
     """Returns the module `torch`.
@@ -22,17 +20,20 @@ def import_torch(needed_by: str) -> ModuleType:
     return torch
 
 
-def require(needed_by: str, *modules: str) -> None:
+def require(needed_by: str, *modules: str, extra: str = "export") -> None:
     """Looks for modules without importing them, which takes seconds.
 
-    needed_by: who asks, as the message begins.
+    needed_by: who asks, as the message begins. extra: of ours, that installs them.
 
     Raises:
         UserError: one is not installed; with the command that installs it.
     """
     missing = [name for name in modules if not _is_installed(name)]
     if missing:
-        raise UserError(f"{needed_by} needs {' and '.join(missing)}: {_INSTALL}")
+        raise UserError(
+            f"{needed_by} needs {' and '.join(missing)}: install it with `pip install -e '.[{extra}]'` in your "
+            "clone of vla-jax"
+        )
 
 
 def _is_installed(name: str) -> bool:

@@ -32,10 +32,23 @@ def places(tmp_path_factory):
     shutil.copytree(episode, root / "others" / "Other" / "episode_1")
     prepare([str(root / "others")], root / "other", PrepareOptions())
     (root / "file").write_text("in the way")
+    (root / "key").write_text("a-key-of-many-letters")
     (root / "configs").mkdir()
     write_configs(root / "configs", config)
     write_backbone(root / "backbone")
-    names = ("data", "cache", "run", "episodes", "other", "file", "configs", "backbone", "new", "nothing")
+    names = (
+        "data",
+        "cache",
+        "run",
+        "episodes",
+        "other",
+        "file",
+        "configs",
+        "backbone",
+        "new",
+        "nothing",
+        "key",
+    )
     return {name: root / name for name in names}
 
 

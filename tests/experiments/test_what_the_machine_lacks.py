@@ -66,10 +66,18 @@ def test_train_on_a_full_disk_loses_no_checkpoint(workspace, small_disk):
     assert resolve_checkpoint(run).name == "0"
 
 
-@pytest.mark.parametrize("command", ["export", "tiny_backbone", "demo"])
-@pytest.mark.parametrize("module", ["torch", "transformers"])
-def test_a_missing_package_is_said_before_anything_is_done(command, module, tmp_path):
+MISSING = [
+    (command, module, "export")
+    for command in ("export", "tiny_backbone", "demo")
+    for module in ("torch", "transformers")
+]
+MISSING += [("serve", module, "serve") for module in ("websockets", "msgpack")]
+
+
+@pytest.mark.parametrize(("command", "module", "extra"), MISSING)
+def test_a_missing_package_is_said_before_anything_is_done(command, module, extra, tmp_path):
     words = {
+        "serve": ["nowhere"],
         "export": ["nowhere", "--backbone", "b", "--cache", str(tmp_path / "c")],
         "tiny_backbone": [str(tmp_path / "b")],
         "demo": ["--out", str(tmp_path / "demo")],
@@ -95,7 +103,7 @@ sys.argv[1:] = {[command, *words]!r}
         check=False,
     )
     assert done.returncode == 2, done.stderr
-    assert f"{command} needs {module}: install it with `pip install -e '.[export]'`" in error_line(done)
+    assert f"{command} needs {module}: install it with `pip install -e '.[{extra}]'`" in error_line(done)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -33,6 +33,13 @@ DRIFT = "tests/vla_jax/evaluation/test_drift.py"
 OPEN_LOOP = "tests/vla_jax/evaluation/test_open_loop.py"
 CLOSED_LOOP = "tests/vla_jax/evaluation/test_closed_loop.py"
 LEGACY = "tests/vla_jax/recordings/test_legacy.py"
+MESSAGES = "tests/vla_jax/serving/test_messages.py"
+REQUESTS = "tests/vla_jax/serving/test_requests.py"
+BATCHING = "tests/vla_jax/serving/test_batching.py"
+SERVICE = "tests/vla_jax/serving/test_service.py"
+SERVER = "tests/vla_jax/serving/test_server.py"
+ACCESS = "tests/vla_jax/serving/test_access.py"
+CLIENT = "tests/vla_jax/test_client.py"
 CONVERSION = "tests/vla_jax/reference/test_reference_policy.py"
 
 
@@ -793,4 +800,100 @@ ACTING = [
     ),
 ]
 
-MUTANTS = [*TRAINING, *NETWORKS, *DATA, *CACHE, *ACTING]
+SERVING = [
+    *_of(
+        "vla_jax/serving/messages.py",
+        (
+            "arrays of objects",
+            'for name in ("?", "i1",',
+            'for name in ("O", "?", "i1",',
+            f"{MESSAGES}::test_a_damaged_message_is_refused",
+        ),
+        (
+            "lists without end",
+            "if elements > MAX_ELEMENTS:",
+            "if False:",
+            f"{MESSAGES}::test_lists_cost_no_more_than_is_allowed",
+        ),
+    ),
+    *_of(
+        "vla_jax/serving/requests.py",
+        (
+            "numbers that are none are taken",
+            "if not np.isfinite(values).all()]",
+            "if False]",
+            f"{REQUESTS}::test_what_does_not_fit_is_refused",
+        ),
+    ),
+    *_of(
+        "vla_jax/serving/service.py",
+        (
+            "one noise for all requests",
+            "jax.random.key(seed), 0)",
+            "jax.random.key(0 * seed), 0)",
+            f"{SERVICE}::test_a_seed_draws_what_predict_draws_with_its_key_in_any_batch",
+        ),
+        (
+            "sizes that were not compiled",
+            "rows = [*requests, *[requests[-1]] * (size - len(requests))]",
+            "rows = [*requests]",
+            f"{SERVICE}::test_nothing_is_compiled_after_the_warm_up",
+        ),
+        (
+            "absent sensors are zeros",
+            "has_sensor = np.array([row.sensor is not None for row in rows])",
+            "has_sensor = np.ones(len(rows), bool)",
+            f"{SERVICE}::test_several_at_once_are_answered_as_one_by_one",
+        ),
+    ),
+    *_of(
+        "vla_jax/serving/batching.py",
+        (
+            "one at fault takes its batch with it",
+            "return [error] if len(items) == 1 else [self._each([item])[0] for item in items]",
+            "return [error] * len(items)",
+            f"{BATCHING}::test_only_who_is_at_fault_is_refused",
+        ),
+        (
+            "the loop waits for predictions",
+            "results = await loop.run_in_executor(self._thread, self._each, [job.item for job in batch])",
+            "results = self._each([job.item for job in batch])",
+            f"{SERVER}::test_health_answers_in_ten_ms_while_predictions_run",
+        ),
+    ),
+    *_of(
+        "vla_jax/serving/access.py",
+        (
+            "any key opens",
+            "return len(given) == 1 and hmac.compare_digest(",
+            "return len(given) == 1 or hmac.compare_digest(",
+            f"{ACCESS}::test_only_the_key_opens",
+        ),
+        (
+            "other machines without a key",
+            "if api_key is None and not",
+            "if False and not",
+            f"{ACCESS}::test_other_machines_need_one",
+        ),
+    ),
+    *_of(
+        "vla_jax/serving/server.py",
+        (
+            "pages in browsers come in",
+            "origins=[None],",
+            "origins=None,",
+            f"{SERVER}::test_a_page_in_a_browser_does_not_come_in",
+        ),
+    ),
+    *_of(
+        "vla_jax/client.py",
+        (
+            "a late reply is the next one's",
+            "        except TimeoutError as error:\n            self.close()\n",
+            "        except TimeoutError as error:\n",
+            f"{CLIENT}::test_a_late_reply_is_never_taken_for_another_s",
+        ),
+    ),
+]
+
+MUTANTS = [*TRAINING, *NETWORKS, *DATA, *CACHE, *ACTING, *SERVING]
