@@ -1,0 +1,1 @@
+"""On the robot: live streams in, limited actions out, at the control rate."""
