@@ -27,6 +27,7 @@ ROOMS = (
     "vla_jax.policy",
     "vla_jax.training",
     "vla_jax.evaluation",
+    "vla_jax.live",
     "vla_jax.reporting",
     "vla_jax.reference",
     # Where users find names by their old places; nothing inside imports these.

@@ -1,1 +1,1 @@
-"""On the robot: live streams in, limited actions out, at the control rate."""
+"""On the robot: live streams in, commands out, and what was received written as episodes."""
