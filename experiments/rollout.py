@@ -20,6 +20,7 @@ from experiments.phantom import PhantomEnvironment, PhantomSimulator
 from experiments.phantom.camera import VIEWS
 from experiments.phantom.disturbance import Disturbance
 from experiments.phantom.recorded_environment import RecordedPhantom
+from experiments.phantom.scenario_seeds import scenario_seeds
 from experiments.phantom.shift import SHIFTS
 from experiments.phantom.simulator import ACTION_HZ, NUM_CHANNELS
 from vla_jax.contracts.checks import unknown_choice
@@ -38,10 +39,6 @@ DESCRIPTION = """Lets each policy insert the needle in the simulated phantom, al
 where it stops. Pictures become features by the backbone as they come; sensor window and pose are those of the moment.
 
 Writes REPORT/rollout.json, REPORT/rollouts.npz and REPORT/report.html. Ctrl-C keeps the episodes that are done."""
-
-SEEDS_APART = 1_000_000
-"""Scenarios of two seeds are never the same, up to so many episodes."""
-MAX_SEED = 2**32 // SEEDS_APART
 
 
 @dataclass(frozen=True)
@@ -273,14 +270,13 @@ def _episodes(
         record_to=arguments.record,
         name=planned.name,
     )
-    first = arguments.seed * SEEDS_APART
     workers = arguments.workers or num_processors()
     with environment_processes(make, arguments.parallel, workers) as environments:
         yield from roll_out(
             policy.predict,
             encoders.of(policy),
             environments,
-            range(first, first + arguments.episodes),
+            scenario_seeds(arguments.seed, arguments.episodes),
             planned.settings,
             jax.random.key(arguments.seed),
             Inputs.of(policy),
@@ -331,13 +327,11 @@ def _shifts(names: Sequence[str]) -> list[str]:
 
 
 def _check(arguments: Arguments) -> None:
-    for name in ("episodes", "parallel"):
-        if getattr(arguments, name) < 1:
-            raise UserError(f"--{name} must be at least 1, not {getattr(arguments, name)}")
+    if arguments.parallel < 1:
+        raise UserError(f"--parallel must be at least 1, not {arguments.parallel}")
     if arguments.workers < 0:
         raise UserError(f"--workers must not be negative, not {arguments.workers}")
-    if arguments.episodes > SEEDS_APART or not 0 <= arguments.seed < MAX_SEED:
-        raise UserError(f"--episodes can be at most {SEEDS_APART}, --seed from 0 to below {MAX_SEED}")
+    scenario_seeds(arguments.seed, arguments.episodes)
     names = [run.resolve().name for run in arguments.runs]
     if not names:
         raise UserError("name at least one training output directory")

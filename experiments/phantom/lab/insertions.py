@@ -1,0 +1,111 @@
+"""One insertion after the other in real time, each judged at its end as `rollout` does."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from experiments.phantom import PhantomEnvironment, PhantomSimulator
+from experiments.phantom.lab.arm import Arm
+from experiments.phantom.lab.world import StepClock, StreamedWorld
+from experiments.phantom.simulator import STEP_S
+from vla_jax.contracts.environment import Outcome, Reading
+
+_STILL = np.zeros(6)
+_IDLE_SCENARIO = 0
+
+
+@dataclass(frozen=True)
+class Insertion:
+    """What became of one. Times are true unix seconds."""
+
+    seed: int
+    began_s: float
+    ended_s: float
+    outcome: Outcome
+    commands: int
+    """`dpose` commands that arrived during it."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns it for lab.json."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        outcome = fields.pop("outcome")
+        return {**fields, "success": outcome.success, "failure": outcome.failure, **outcome.measures}
+
+
+@dataclass(frozen=True)
+class Course:
+    """How the insertions follow each other."""
+
+    pause_s: float = 2.0
+    """Before each of them, at least."""
+    shift: str = "none"
+    """How scenarios differ from those of the training episodes."""
+    demonstrator: bool = False
+    """The scripted demonstrator moves the arm; commands are ignored."""
+
+
+def insert(
+    seeds: Sequence[int],
+    course: Course,
+    arm: Arm,
+    steps: StepClock,
+    stream: Callable[[PhantomEnvironment], StreamedWorld],
+    is_awaited: Callable[[], bool],
+    is_stopped: Callable[[], bool],
+) -> Iterator[Insertion]:
+    """Yields the insertions as they end; stops early once `is_stopped`.
+
+    Before each, sensor and cameras show the world as it was left, and the robot is silent, for `pause_s` and until
+    somebody listens (`is_awaited`).
+    """
+    world = stream(PhantomEnvironment(PhantomSimulator(shift=course.shift)))
+    reading = world.environment.reset(_IDLE_SCENARIO)
+    for seed in seeds:
+        _pause(world, reading, course.pause_s, steps, is_awaited, is_stopped)
+        if is_stopped():
+            return
+        world = stream(PhantomEnvironment(PhantomSimulator(shift=course.shift)))
+        reading = world.environment.reset(seed)
+        # The still step before time 0; of its states the last, which begins the episode.
+        world.start_s = steps.next() + STEP_S
+        world.send(reading, states=slice(-1, None))
+        arm.begin()
+        before = arm.counts["dpose"]
+        while not world.environment.is_over() and not is_stopped():
+            reading = _step(world, arm, steps, demonstrator=course.demonstrator)
+            world.send(reading, states=slice(None))
+        world.send_end()
+        yield Insertion(
+            seed=seed,
+            began_s=world.start_s,
+            ended_s=world.start_s + world.environment.simulator.time_s,
+            outcome=world.environment.outcome(),
+            commands=arm.counts["dpose"] - before,
+        )
+
+
+def _step(world: StreamedWorld, arm: Arm, steps: StepClock, *, demonstrator: bool) -> Reading:
+    begins, environment = steps.next(), world.environment
+    if demonstrator:
+        return environment.step(environment.expert_action())
+    return environment.step(np.append(arm.advance(begins, environment.simulator.pose), 1.0))
+
+
+def _pause(
+    world: StreamedWorld,
+    reading: Reading,
+    pause_s: float,
+    steps: StepClock,
+    is_awaited: Callable[[], bool],
+    is_stopped: Callable[[], bool],
+) -> None:
+    """Lets a world stand still, which is not judged any more."""
+    paused_s = 0.0
+    while (paused_s < pause_s or not is_awaited()) and not is_stopped():
+        world.start_s = steps.next() - world.environment.simulator.time_s
+        reading = world.environment.simulator.step(_STILL)
+        world.send(reading, states=None)
+        paused_s += STEP_S
