@@ -12,7 +12,7 @@ from vla_jax.policy.insertion_policy import InsertionPolicy
 
 RATE_TOLERANCE = 0.05
 """A measured rate this near to the trained one is that one."""
-MEASURED_FOR_S = 1.0
+MEASURED_FOR_S = 0.3
 _POLL_S = 0.05
 
 
