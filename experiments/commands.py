@@ -21,6 +21,7 @@ COMMANDS = {
     "train": "trains a policy on all local devices",
     "evaluate": "judges a policy on recorded episodes",
     "rollout": "judges policies in closed loop in the simulated phantom",
+    "live": "lets a policy act on a robot, from live streams",
     "live_report": "shows the log of a live run on one page",
     "compare": "tabulates training runs side by side",
     "import_torch": "turns a checkpoint of the PyTorch reference into one of ours",
