@@ -93,6 +93,9 @@ class Arguments:
 
 def main(arguments: Arguments) -> None:
     """Is the lab until all insertions are done, and says how they went."""
+    import zmq
+
+    from experiments.phantom import PhantomEnvironment, PhantomSimulator
     from experiments.phantom.lab.clock import SkewedClock
     from experiments.phantom.lab.commands import CommandReceiver
     from experiments.phantom.lab.insertions import Course, insert
@@ -126,7 +129,7 @@ def main(arguments: Arguments) -> None:
     try:
         senders = Senders(clock, lines, links)
         commands = CommandReceiver(arm, clock, ports.host, ports.command_port)
-    except OSError as error:
+    except zmq.ZMQError as error:
         raise UserError(
             f"cannot listen on {ports.host}: {error.strerror or error}; choose other ports"
         ) from error
@@ -141,7 +144,8 @@ def main(arguments: Arguments) -> None:
     with stop_requested() as stop:
         for insertion in insert(
             seeds,
-            Course(arguments.pause, arguments.shift, arguments.demonstrator),
+            lambda: PhantomEnvironment(PhantomSimulator(shift=arguments.shift)),
+            Course(arguments.pause, arguments.demonstrator),
             arm,
             steps,
             lambda environment: StreamedWorld(environment, senders, sensor_clock, cameras, arguments.delay),

@@ -18,7 +18,7 @@ class CommandReceiver(threading.Thread):
     """
 
     def __init__(self, arm: Arm, clock: LocalClock, host: str, port: int) -> None:
-        """Raises OSError: the port is taken."""
+        """Raises zmq.ZMQError: the port is taken."""
         super().__init__(name="commands", daemon=True)
         self._arm, self._clock = arm, clock
         self._is_closing = threading.Event()

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.phantom import PhantomEnvironment, PhantomSimulator
+from experiments.phantom import PhantomEnvironment
 from experiments.phantom.lab.arm import Arm
 from experiments.phantom.lab.world import StepClock, StreamedWorld
 from experiments.phantom.simulator import STEP_S
@@ -41,14 +41,13 @@ class Course:
 
     pause_s: float = 2.0
     """Before each of them, at least."""
-    shift: str = "none"
-    """How scenarios differ from those of the training episodes."""
     demonstrator: bool = False
     """The scripted demonstrator moves the arm; commands are ignored."""
 
 
 def insert(
     seeds: Sequence[int],
+    make_environment: Callable[[], PhantomEnvironment],
     course: Course,
     arm: Arm,
     steps: StepClock,
@@ -61,13 +60,13 @@ def insert(
     Before each, sensor and cameras show the world as it was left, and the robot is silent, for `pause_s` and until
     somebody listens (`is_awaited`).
     """
-    world = stream(PhantomEnvironment(PhantomSimulator(shift=course.shift)))
+    world = stream(make_environment())
     reading = world.environment.reset(_IDLE_SCENARIO)
     for seed in seeds:
         _pause(world, reading, course.pause_s, steps, is_awaited, is_stopped)
         if is_stopped():
             return
-        world = stream(PhantomEnvironment(PhantomSimulator(shift=course.shift)))
+        world = stream(make_environment())
         reading = world.environment.reset(seed)
         # The still step before time 0; of its states the last, which begins the episode.
         world.start_s = steps.next() + STEP_S

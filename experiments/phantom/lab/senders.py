@@ -25,7 +25,7 @@ class Line(Protocol):
     """A stream's socket. All of it is used by one thread."""
 
     def open(self) -> None:
-        """Makes the socket; raises OSError where that cannot be."""
+        """Makes the socket; raises zmq.ZMQError where that cannot be."""
 
     def close(self, linger_ms: int = 0) -> None:
         """Closes it, if it is open; what it has not sent by then is lost."""
@@ -278,7 +278,7 @@ class Senders(threading.Thread):
             counts["not sent while down"] += 1
             return []
         if not line.is_open:
-            with contextlib.suppress(OSError):  # The port is not free yet.
+            with contextlib.suppress(zmq.ZMQError):  # The port is not free yet.
                 line.open()
         tag = len(sent.sent_s)
         for values, value in (
