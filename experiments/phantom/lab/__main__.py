@@ -93,12 +93,13 @@ class Arguments:
 
 def main(arguments: Arguments) -> None:
     """Is the lab until all insertions are done, and says how they went."""
-    from experiments.phantom.lab.clock import LabClock, SkewedClock
+    from experiments.phantom.lab.clock import SkewedClock
     from experiments.phantom.lab.commands import CommandReceiver
     from experiments.phantom.lab.insertions import Course, insert
     from experiments.phantom.lab.report import success, write_lab_json, write_truth
     from experiments.phantom.lab.senders import CameraLine, RobotLine, Senders, SensorLine
     from experiments.phantom.lab.world import CameraSettings, StepClock, StreamedWorld
+    from vla_jax.live.clock import LocalClock
     from vla_jax.storage.replacing import writing_to
     from vla_jax.storage.stop_signals import stop_requested
 
@@ -112,7 +113,7 @@ def main(arguments: Arguments) -> None:
     with writing_to(arguments.out):
         arguments.out.mkdir(parents=True, exist_ok=True)
     sys.setswitchinterval(0.001)  # A message does not wait for the simulation.
-    clock = LabClock()
+    clock = LocalClock()
     jump_after_s, jump_s = weather.clock_step or (float("inf"), 0.0)
     sensor_clock = SkewedClock(clock.now(), weather.clock_offset, weather.clock_drift, jump_after_s, jump_s)
     robot = RobotLine(ports.host, ports.robot_port)

@@ -1,27 +1,9 @@
-"""The lab's time: its own, which never jumps, and that of a computer whose clock is off."""
+"""The time of a computer whose clock is off."""
 
-import time
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
-
-
-class LabClock:
-    """Unix time as it was when the lab started, carried on by the monotonic clock."""
-
-    def __init__(self) -> None:
-        self._ahead = time.time() - time.monotonic()
-
-    def now(self) -> float:
-        """Returns unix seconds."""
-        return time.monotonic() + self._ahead
-
-    def sleep_until(self, moment: float) -> None:
-        """Returns at a moment, or at once if it has passed."""
-        remaining = moment - self.now()
-        if remaining > 0:
-            time.sleep(remaining)
 
 
 @dataclass(frozen=True)

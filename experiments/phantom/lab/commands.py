@@ -5,7 +5,7 @@ import threading
 import zmq
 
 from experiments.phantom.lab.arm import Arm
-from experiments.phantom.lab.clock import LabClock
+from vla_jax.live.clock import LocalClock
 from vla_jax.live.wire import MAX_JSON_BYTES, WireError, decode_command
 
 _LOOK_AT_STOP_MS = 100
@@ -17,7 +17,7 @@ class CommandReceiver(threading.Thread):
     port: where it listens; any that is free for 0.
     """
 
-    def __init__(self, arm: Arm, clock: LabClock, host: str, port: int) -> None:
+    def __init__(self, arm: Arm, clock: LocalClock, host: str, port: int) -> None:
         """Raises OSError: the port is taken."""
         super().__init__(name="commands", daemon=True)
         self._arm, self._clock = arm, clock

@@ -12,8 +12,8 @@ from typing import Protocol
 
 import zmq
 
-from experiments.phantom.lab.clock import LabClock
 from experiments.phantom.lab.faults import Delivery, FaultyLink, Restarts
+from vla_jax.live.clock import LocalClock
 from vla_jax.live.wire import STATE_TOPIC
 
 CAMERA_QUEUE = 5
@@ -192,7 +192,7 @@ class Senders(threading.Thread):
     """
 
     def __init__(
-        self, clock: LabClock, lines: Mapping[str, Line], links: Mapping[str, tuple[FaultyLink, Restarts]]
+        self, clock: LocalClock, lines: Mapping[str, Line], links: Mapping[str, tuple[FaultyLink, Restarts]]
     ) -> None:
         super().__init__(name="senders", daemon=True)
         self.sent = {stream: Sent() for stream in lines}

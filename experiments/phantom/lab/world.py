@@ -4,18 +4,20 @@ A step of 0.1 s is simulated when it begins, with the velocity that is in force 
 moments at which it happens, `delay_s` later.
 """
 
+import time
 from dataclasses import dataclass
 
 import numpy as np
 
 from experiments.phantom import PhantomEnvironment
 from experiments.phantom.kinematics import joint_angles
-from experiments.phantom.lab.clock import LabClock, SkewedClock
+from experiments.phantom.lab.clock import SkewedClock
 from experiments.phantom.lab.pictures import camera_jpeg
 from experiments.phantom.lab.senders import Post, Senders
 from experiments.phantom.simulator import SENSOR_HZ, STEP_S, StepTrace
 from vla_jax.contracts.environment import Reading
 from vla_jax.live import wire
+from vla_jax.live.clock import LocalClock
 
 ROWS_PER_BATCH = 13
 """A datagram every 20 ms, five in a step."""
@@ -105,7 +107,7 @@ class StreamedWorld:
 class StepClock:
     """Begins a step every 0.1 s, without drift. late_s: how late each one began."""
 
-    def __init__(self, clock: LabClock) -> None:
+    def __init__(self, clock: LocalClock) -> None:
         self._clock = clock
         self._first_s = clock.now() + STEP_S
         self._num_steps = 0
@@ -115,6 +117,6 @@ class StepClock:
         """Waits for the next step and returns when it should begin."""
         begins = self._first_s + self._num_steps * STEP_S
         self._num_steps += 1
-        self._clock.sleep_until(begins)
+        time.sleep(max(begins - self._clock.now(), 0.0))
         self.late_s.append(self._clock.now() - begins)
         return begins
