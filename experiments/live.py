@@ -175,6 +175,7 @@ def _run(
         stack.callback(features.close)
         features.start()
         predictor = Predictor(policy, seed=arguments.acting.seed, beside_ticks=settings.execution.latency > 0)
+        features.wait_until_open()
         stack.callback(predictor.close)
         link.open(Sinks([newest] if recorder is None else [newest, recorder]))
         try:

@@ -1,6 +1,7 @@
 """A policy for the lab's streams, with random weights, and a tiny backbone that makes its features."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -25,8 +26,9 @@ PROMPT = "Insert the needle into the red marker."
 FORCE, FORCE_SPREAD = 2.5, 0.1
 
 
-def lab_data(views=VIEWS, sensor=SensorSpec()):
-    return DataSpec(replace(LAB_ACTIONS, low=LOW, high=HIGH), views=views, sensor=sensor, state=LAB_STATE)
+def lab_data(views=VIEWS):
+    actions = replace(LAB_ACTIONS, low=LOW, high=HIGH)
+    return DataSpec(actions, views=views, sensor=SensorSpec(), state=LAB_STATE)
 
 
 def lab_config():
@@ -69,10 +71,10 @@ def metadata(data=None, provenance=None):
     )
 
 
-def lab_policy(data=None, path=None):
+def lab_policy(data=None, path=Path("run/checkpoints/0")):
     """Returns the policy without a checkpoint, quickly."""
     about = metadata(data)
-    return InsertionPolicy(PolicyArtifact(path, about, lab_network(about.network), lab_normaliser()))
+    return InsertionPolicy(PolicyArtifact(lab_network(about.network), lab_normaliser(), about, path))
 
 
 def write_lab_policy(run, backbone):

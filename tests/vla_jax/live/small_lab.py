@@ -47,7 +47,7 @@ def jpeg(seed=0):
 
 
 class Sender:
-    """A thread that calls `send(number)` at a rate, with the socket that `connect` makes; killed and started at will."""
+    """A thread that calls `send` at a rate with the socket that `connect` makes; killed and started at will."""
 
     def __init__(self, hz, connect, send):
         self.hz, self._connect, self._send = hz, connect, send

@@ -1,5 +1,7 @@
 """Rows and pictures as they come, and what of them a moment sees: the same as `prepare` of the same rows."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -42,7 +44,7 @@ def window(buffer, moment, max_age=1.0, rows=WINDOW):
 def test_lost_doubled_and_reordered_batches_leave_the_rows_in_order(sizes, random, ahead):
     """Against `timing` of all rows that arrived, as a recording of them would be read."""
     edges = np.cumsum([0, *sizes])
-    batches = [np.arange(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    batches = [np.arange(a, b) for a, b in itertools.pairwise(edges)]
     batches = [batch for batch in batches if random.random() > 0.1]
     batches += [batch for batch in batches if random.random() < 0.1]
     batches.sort(key=lambda batch: batch[0] + random.choice((0, 0, 0, 30)))

@@ -147,8 +147,10 @@ def test_an_arm_outside_its_workspace_may_come_back_in():
 
 def test_an_angle_is_compared_by_the_shorter_way_round():
     turned = np.array([0, 0, 0, 0.3, 0, 0, 1], np.float32)
-    assert decide(make_monitor(), turned, pose=POSE + [0, 0, 0, -359.5, 0, 0]).intervention is None
-    assert decide(make_monitor(), turned, pose=POSE + [0, 0, 0, -339.9, 0, 0]).reasons == ("workspace",)
+    assert decide(make_monitor(), turned, pose=np.add(POSE, [0, 0, 0, -359.5, 0, 0])).intervention is None
+    assert decide(make_monitor(), turned, pose=np.add(POSE, [0, 0, 0, -339.9, 0, 0])).reasons == (
+        "workspace",
+    )
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
