@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from vla_jax.live.log import LiveLog
     from vla_jax.live.loop import Ending, LoopSettings
     from vla_jax.live.newest import NewestOfAll
+    from vla_jax.live.recorder import EpisodeRecorder
     from vla_jax.live.wire import Start
     from vla_jax.policy.insertion_policy import InsertionPolicy
 
@@ -75,6 +76,8 @@ class Arguments:
     """Do everything but send commands."""
     log: Path | None = None
     """Directory for ticks.jsonl, a line for each tick, and summary.json."""
+    record: Path | None = None
+    """Directory to write the episodes to while they happen; `prepare` reads them."""
     seconds: float | None = None
     """End after so long."""
     episodes: int | None = None
@@ -101,15 +104,35 @@ def main(arguments: Arguments) -> int:
     """Runs the policy until it is to end; returns 1 where nobody asked for the end."""
     _check(arguments)
     policy = _policy(arguments)
-    ending = _run(arguments, _settings(arguments, policy), policy)
+    settings = _settings(arguments, policy)
     console = make_console()
+    recorder = None
+    if arguments.record is not None:
+        from vla_jax.live.recorder import EpisodeRecorder
+
+        recorder = EpisodeRecorder(arguments.record, prompt=arguments.prompt)
+    try:
+        ending = _run(arguments, settings, policy, recorder)
+    finally:
+        if recorder is not None:
+            recorder.close()
+    if recorder is not None:
+        console.print(f"episodes: {recorder.folder}", soft_wrap=True, markup=False)
+        if recorder.failure is not None:
+            console.print(f"not all was recorded: {recorder.failure}", soft_wrap=True, markup=False)
     console.print(f"stopped: {ending.why}" if ending.why != "done" else "done", markup=False)
     if arguments.log is not None:
         console.print(f"log: {arguments.log}", soft_wrap=True, markup=False)
     return FAULT_STATUS if ending.is_fault else 0
 
 
-def _run(arguments: Arguments, settings: "LoopSettings", policy: "InsertionPolicy") -> "Ending":
+def _run(
+    arguments: Arguments,
+    settings: "LoopSettings",
+    policy: "InsertionPolicy",
+    recorder: "EpisodeRecorder | None",
+) -> "Ending":
+    """Opens everything, in the order in which it can be refused, and runs the loop."""
     import numpy as np
 
     from vla_jax.live.clock import LocalClock
@@ -152,8 +175,9 @@ def _run(arguments: Arguments, settings: "LoopSettings", policy: "InsertionPolic
         stack.callback(features.close)
         features.start()
         predictor = Predictor(policy, seed=arguments.acting.seed, beside_ticks=settings.execution.latency > 0)
+        features.wait_until_open()
         stack.callback(predictor.close)
-        link.open(Sinks([newest]))
+        link.open(Sinks([newest] if recorder is None else [newest, recorder]))
         try:
             wait_for_streams(policy, newest, arguments.wait, watch)
         except StopNow as stop:
@@ -173,6 +197,7 @@ def _run(arguments: Arguments, settings: "LoopSettings", policy: "InsertionPolic
                 log=log,
                 status=status,
                 asked_to_stop=asked_to_stop,
+                tell_sent=None if recorder is None else recorder.command,
             )
             ending = loop.run()
             status.close()

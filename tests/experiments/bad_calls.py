@@ -1,5 +1,6 @@
 """Bad calls of every command, and what each must be told: words in braces are places that `test_bad_calls.py` makes."""
 
+LIVE = "live {run} --backbone {backbone} --prompt insert "
 TRAIN = "train {data} --cache {cache} --out {new} "
 SETTINGS = TRAIN + "--recipe debug "
 CONFIG = TRAIN + "--config {configs}/"
@@ -66,6 +67,9 @@ BAD_CALLS = (
     ("to_lerobot {data} --out {new} --codec mpeg", r"--codec takes one of h264, av1"),
     ("to_lerobot {data} --out {new} --crf 99", r"--crf 99 is impossible"),
     ("compare {data}", r"is not a training run"),
+    ("live {nothing} --backbone {backbone} --prompt insert", r"no such directory"),
+    ("live {data} --backbone {backbone} --prompt insert", r"holds no checkpoint"),
+    ("live {run} --backbone {backbone}", r"missing: --prompt"),
     ("compare", r"give at least one training output directory"),
     ("cache stats {nothing}", r"no such feature cache"),
     ("cache stats {data}", r"holds no features"),
@@ -160,7 +164,21 @@ BAD_CALLS = (
     ("demo --out {new} --episodes -1", r"--episodes -1 is impossible"),
     ("demo --out {new} --steps 0", r"--steps 0 is impossible"),
     ("demo --out {new} --seed -1", r"--seed -1 is impossible"),
+    (LIVE + "--seconds 0", r"--seconds must be a number above 0, not 0"),
+    (LIVE + "--wait nan", r"--wait must be a number above 0, not nan"),
+    (LIVE + "--episodes 0", r"--episodes must be at least 1, not 0"),
+    (LIVE + "--refresh 0", r"--refresh must be at least 1, not 0"),
+    (LIVE + "--execute 0", r"execute must be at least 1, not 0"),
+    (LIVE + "--action-latency 8", r"need a horizon of 9"),
+    (LIVE + "--max-speed -1", r"--max-speed must be a number above 0, not -1"),
+    (LIVE + "--camera-port 0", r"--camera-port 0 is no port; give one from 1 to 65535"),
     # --- options that contradict each other ---
+    (LIVE + "--workspace-low 0 0 0", r"give --workspace-low and --workspace-high, both or neither"),
+    (LIVE + "--lock-j6", r"--lock-j6 goes with --start-joints or --start-pose"),
+    (
+        LIVE + "--start-joints 0 0 0 0 0 0 --start-pose 0 0 0 0 0 0",
+        r"give --start-joints or --start-pose, not both",
+    ),
     (SETTINGS + "--steps 3 --epochs 2", r"give --steps or --epochs, not both"),
     (SETTINGS + "--rewarm", r"--rewarm goes with --resume"),
     (SETTINGS + "--other-data", r"--other-data goes with --resume"),

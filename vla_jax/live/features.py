@@ -99,13 +99,19 @@ class FeatureProcess:
         self._thread = threading.Thread(target=self._keep_newest, name="features", daemon=True)
 
     def start(self) -> None:
-        """Starts the process and waits until the backbone is loaded.
+        """Starts the process; `wait_until_open` before there are features."""
+        self._spawn()
+
+    def wait_until_open(self) -> None:
+        """Waits until the backbone is loaded, and begins.
 
         Raises:
             UserError: the backbone does not fit or cannot be loaded.
         """
-        self._spawn()
-        self._wait_until_open()
+        try:
+            self._take_opening()
+        except (EOFError, TimeoutError) as error:
+            raise UserError(f"the backbone's process died while it loaded ({error})") from error
         self._thread.start()
 
     def close(self) -> None:
@@ -129,7 +135,7 @@ class FeatureProcess:
         self._process.start()
         theirs.close()
 
-    def _wait_until_open(self) -> None:
+    def _take_opening(self) -> None:
         kind, content = self._answer(OPENING_TIMEOUT_S)
         if kind == "refused":
             raise UserError(content)
@@ -198,7 +204,7 @@ class FeatureProcess:
             return
         try:
             self._spawn()
-            self._wait_until_open()
+            self._take_opening()
         except (EOFError, OSError, TimeoutError) as again:
             if not self._closing.is_set():
                 self._restart(again)

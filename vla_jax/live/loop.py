@@ -68,7 +68,7 @@ class LiveLoop:
     """Runs a policy on a robot.
 
     limits_at: from an episode's first pose to its limits. asked_to_stop: returns who asks for a stop, None while nobody
-    does; it is called every 20 ms.
+    does; it is called every 20 ms. tell_sent: is told of each action that was sent, and when.
     """
 
     def __init__(
@@ -85,6 +85,7 @@ class LiveLoop:
         log: LiveLog | None = None,
         status: StatusLine | None = None,
         asked_to_stop: Callable[[], str | None] = lambda: None,
+        tell_sent: Callable[[list[float], float], None] | None = None,
     ) -> None:
         self._policy = policy
         self._link = link
@@ -97,6 +98,7 @@ class LiveLoop:
         self._log = log
         self._status = status
         self._asked_to_stop = asked_to_stop
+        self._tell_sent = tell_sent
         self._observer = Observer(policy, newest)
         self._still = policy.data.actions.before_first
         self._rate_hz = policy.data.actions.rate_hz or 10.0
@@ -283,7 +285,12 @@ class LiveLoop:
     def _send(self, decision: Decision) -> bool:
         if self._settings.dry_run:
             return False
-        return self._link.stop() if decision.intervention == "stop" else self._link.move(decision.action)
+        if decision.intervention == "stop":
+            return self._link.stop()
+        is_sent = self._link.move(decision.action)
+        if is_sent and self._tell_sent is not None:
+            self._tell_sent(decision.action.tolist(), self._clock.now())
+        return is_sent
 
     def _stop_arm(self, why: str) -> None:
         is_sent = not self._settings.dry_run and self._link.stop()

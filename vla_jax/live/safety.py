@@ -77,10 +77,6 @@ class SafetyMonitor:
         """The action decided on last."""
         return self._previous
 
-    def rest(self) -> None:
-        """Begins anew, between episodes: nothing moves, and no hold is counted."""
-        self._previous, self._held_since = self._still, None
-
     def faults(self, seen: Seen) -> list[str]:
         """Returns what of the streams is missing, too old, or beyond its limit: reasons to hold whatever the action."""
         limits, faults = self.limits, []
