@@ -56,7 +56,7 @@ def live_html(record: LiveRecord, name: str) -> str:
             ReportFigure(
                 "Actions",
                 "Grey: as the policy gave it. Blue: after the limits. Shaded: somebody or something intervened. "
-                "Numbers that are always zero are left out.",
+                "Numbers that never change are left out.",
                 actions_figure(record),
             )
         ),

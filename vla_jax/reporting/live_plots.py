@@ -70,7 +70,7 @@ def latency_figure(record: LiveRecord) -> bytes:
 
 def actions_figure(record: LiveRecord) -> bytes:
     """Draws each number of the actions, as the policy gave it and as it was sent; shaded where somebody intervened."""
-    dims = [dim for dim in range(record.action.shape[1]) if np.nanmax(np.abs(_known(record, dim)), initial=0)]
+    dims = [dim for dim in range(record.action.shape[1]) if np.ptp(_known(record, dim))]
     figure = new_figure(0.8 + 1.1 * max(len(dims), 1))
     axes = figure.subplots(max(len(dims), 1), 1, sharex=True, squeeze=False)[:, 0]
     for axis, dim in zip(axes, dims, strict=False):
@@ -113,7 +113,8 @@ def _shade(axis: Axes, record: LiveRecord) -> None:
 
 def _known(record: LiveRecord, dim: int) -> np.ndarray:
     values = np.concatenate([record.action[:, dim], record.raw_action[:, dim]])
-    return values[np.isfinite(values)]
+    known = values[np.isfinite(values)]
+    return known if len(known) else np.zeros(1)
 
 
 def _action_name(dim: int, size: int) -> str:

@@ -14,7 +14,6 @@ from experiments.phantom.simulator import STEP_S
 from vla_jax.contracts.environment import Outcome, Reading
 
 _STILL = np.zeros(6)
-_IDLE_SCENARIO = 0
 
 
 @dataclass(frozen=True)
@@ -58,13 +57,13 @@ def insert(
 ) -> Iterator[Insertion]:
     """Yields the insertions as they end; stops early once `is_stopped`.
 
-    Before each, sensor and cameras show the world as it was left, and the robot is silent, for `pause_s` and until
-    somebody listens (`is_awaited`).
+    Before each, sensor and cameras show its world at rest, and the robot is silent, for `pause_s` and until somebody
+    listens (`is_awaited`). It then begins anew, so that it is the same world as in `rollout`, noise included.
     """
-    world = stream(make_environment())
-    reading = world.environment.reset(_IDLE_SCENARIO)
     for seed in seeds:
-        _pause(world, reading, course.pause_s, steps, is_awaited, is_stopped)
+        resting = stream(make_environment())
+        resting.environment.reset(seed)
+        _pause(resting, course.pause_s, steps, is_awaited, is_stopped)
         if is_stopped():
             return
         world = stream(make_environment())
@@ -97,16 +96,14 @@ def _step(world: StreamedWorld, arm: Arm, steps: StepClock, *, demonstrator: boo
 
 def _pause(
     world: StreamedWorld,
-    reading: Reading,
     pause_s: float,
     steps: StepClock,
     is_awaited: Callable[[], bool],
     is_stopped: Callable[[], bool],
 ) -> None:
-    """Lets a world stand still, which is not judged any more."""
+    """Lets a world stand still."""
     paused_s = 0.0
     while (paused_s < pause_s or not is_awaited()) and not is_stopped():
         world.start_s = steps.next() - world.environment.simulator.time_s
-        reading = world.environment.simulator.step(_STILL)
-        world.send(reading, states=None)
+        world.send(world.environment.simulator.step(_STILL), states=None)
         paused_s += STEP_S
