@@ -154,17 +154,10 @@ def main(arguments: Arguments) -> None:
             steps,
             lambda environment: StreamedWorld(environment, senders, sensor_clock, cameras, arguments.delay),
             lambda: senders.has_listener,
-            lambda: stop.is_set,
+            lambda: stop.is_set or not (senders.is_alive() and commands.is_alive()),
         ):
-            if stop.is_set:
-                break  # It was cut short.
             insertions.append(insertion)
-            seconds = insertion.ended_s - insertion.began_s
-            outcome = insertion.outcome.failure or "success"
-            print(
-                f"insertion {len(insertions)} of {len(seeds)}: {outcome}, {seconds:.1f} s ({insertion.instruction})",
-                flush=True,
-            )
+            print(f"insertion {len(insertions)} of {len(seeds)}: {insertion}", flush=True)
     seconds = clock.now() - began
     senders.close()
     commands.close()

@@ -15,6 +15,9 @@ from jaxtyping import Float
 from experiments.phantom.simulator import STEP_S
 from vla_jax.live.wire import Command, MoveBy, MoveTo, Start, Stop
 
+_MAX_WAITING = 1000
+"""Commands that may come during a step; of more the newest count."""
+
 
 @dataclass(frozen=True)
 class ArmRules:
@@ -44,7 +47,7 @@ class Arm:
 
     def __init__(self, rules: ArmRules) -> None:
         self._rules = rules
-        self._inbox: deque[tuple[Command, float]] = deque()
+        self._inbox: deque[tuple[Command, float]] = deque(maxlen=_MAX_WAITING)
         self.counts: Counter[str] = Counter()
         self.begin()
 

@@ -28,6 +28,10 @@ class Insertion:
     commands: int
     """`dpose` commands that arrived during it."""
 
+    def __str__(self) -> str:
+        outcome = self.outcome.failure or "success"
+        return f"{outcome}, {self.ended_s - self.began_s:.1f} s ({self.instruction})"
+
     def to_json(self) -> dict[str, Any]:
         """Returns it for lab.json."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
@@ -77,6 +81,8 @@ def insert(
             reading = _step(world, arm, steps, demonstrator=course.demonstrator)
             world.send(reading, states=slice(None))
         world.send_end()
+        if is_stopped():
+            return  # It was cut short.
         yield Insertion(
             seed=seed,
             instruction=world.environment.simulator.scenario.instruction,

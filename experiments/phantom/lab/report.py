@@ -70,7 +70,7 @@ def write_truth(path: Path, senders: Senders) -> None:
 
 
 def _spread_ms(seconds: Sequence[float]) -> dict[str, float] | None:
-    if not seconds:
+    if not len(seconds):
         return None
     values = 1000 * np.asarray(seconds)
     p50, p99 = np.quantile(values, [0.5, 0.99])

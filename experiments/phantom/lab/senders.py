@@ -5,6 +5,7 @@ import heapq
 import itertools
 import socket
 import threading
+from array import array
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -159,18 +160,22 @@ class SensorLine:
         return True
 
 
+def _numbers() -> array:
+    return array("d")
+
+
 @dataclass
 class Sent:
     """What a stream has sent, for whoever checks ages: times are true unix seconds, one of each for every message."""
 
-    taken_s: list[float] = field(default_factory=list)
+    taken_s: array = field(default_factory=_numbers)
     """When the newest that it holds was taken."""
-    stamped_s: list[float] = field(default_factory=list)
+    stamped_s: array = field(default_factory=_numbers)
     """The time that the message says."""
-    sent_s: list[float] = field(default_factory=list)
-    arrived_s: list[float] = field(default_factory=list)
+    sent_s: array = field(default_factory=_numbers)
+    arrived_s: array = field(default_factory=_numbers)
     """When it went into the socket at last; NaN where it was lost or damaged."""
-    late_s: list[float] = field(default_factory=list)
+    late_s: array = field(default_factory=_numbers)
     """How much later than planned it was sent, before any fault."""
 
 
