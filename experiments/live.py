@@ -175,10 +175,10 @@ def _run(
         stack.callback(features.close)
         features.start()
         predictor = Predictor(policy, seed=arguments.acting.seed, beside_ticks=settings.execution.latency > 0)
-        features.wait_until_open()
         stack.callback(predictor.close)
-        link.open(Sinks([newest] if recorder is None else [newest, recorder]))
         try:
+            features.wait_until_open(watch)
+            link.open(Sinks([newest] if recorder is None else [newest, recorder]))
             wait_for_streams(policy, newest, arguments.wait, watch)
         except StopNow as stop:
             return Ending(str(stop), False)

@@ -138,3 +138,51 @@ def test_the_arm_is_moved_held_and_stopped(places, tmp_path):
     assert summary["counts"]["cameras/damaged"] >= 400
     assert summary["statistics"]["late_ms"]["p50"] < 5
     assert len(list((tmp_path / "episodes").rglob("metadata.json"))) == 2
+
+
+@pytest.mark.slow
+def test_senders_that_come_and_go_at_random_moments(places, tmp_path):
+    ports, rng = free_ports(), np.random.default_rng(0)
+    with SmallLab(ports) as lab:
+        process = start_command(*arguments(places, ports, "--log", tmp_path / "log"))
+        assert lab.wait_for(moving(lab, 0.0), 90) is not None
+        late = []
+        for _ in range(20):
+            for sender in (lab.robot, lab.sensor, lab.cameras):
+                time.sleep(rng.uniform(0.1, 0.6))
+                sender.kill()
+                killed = time.monotonic()
+                held = lab.wait_for(holding(lab, killed), 3)
+                assert held is not None
+                time.sleep(rng.uniform(0.0, 1.0))
+                sender.start()
+                returned = lab.wait_for(moving(lab, time.monotonic()), 5)
+                assert returned is not None
+                late.append((held, returned))
+        assert np.quantile([held for held, _ in late], 0.9) < 0.3
+        assert max(held for held, _ in late) < HELD_WITHIN_S
+        assert max(returned for _, returned in late) < 1.0
+        assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=30)
+        assert process.returncode == 0, errors
+
+
+@pytest.mark.slow
+def test_whatever_a_killed_run_had_logged_is_there(places, tmp_path):
+    ports = free_ports()
+    with SmallLab(ports) as lab:
+        for number in range(3):
+            begun = time.monotonic()
+            process = start_command(*arguments(places, ports, "--log", tmp_path / f"log{number}"))
+            assert lab.wait_for(moving(lab, begun), 90) is not None
+            time.sleep(1.0 + 0.37 * number)
+            process.kill()
+            killed = time.time()
+            process.communicate()
+            time.sleep(0.3)
+            sent = len(lab.commands)
+            time.sleep(0.5)
+            assert len(lab.commands) == sent  # Nothing of it goes on; the arm's own expiry stops it.
+            lines = (tmp_path / f"log{number}" / "ticks.jsonl").read_text().splitlines()
+            assert killed - json.loads(lines[-2])["timestamp"] < 1.0

@@ -9,7 +9,6 @@ An episode begins with the first state, or where the start was reached, and ends
 """
 
 import gc
-import logging
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -30,8 +29,6 @@ from vla_jax.live.status import Status, StatusLine
 from vla_jax.live.ticks import Tick, Ticks
 from vla_jax.policy.chunk_execution import ChunkQueue, Execution
 from vla_jax.policy.insertion_policy import InsertionPolicy
-
-logger = logging.getLogger(__name__)
 
 SWITCH_INTERVAL_S = 5e-4
 """How long another thread may keep the interpreter from a tick that is due."""
@@ -302,11 +299,13 @@ class LiveLoop:
             return
         if decision.intervention is None:
             self._event("resumed", now=now)
+            if self._status is not None:
+                self._status.say("resumed")
         else:
             text = ", ".join(decision.reasons)
             self._event("intervention", text, now=now, intervention=decision.intervention)
-            if decision.intervention != "limit":
-                logger.info("%s: %s", decision.intervention, text)
+            if self._status is not None and decision.intervention != "limit":
+                self._status.say(f"{decision.intervention}: {text}")
         self._reasons = decision.reasons
 
     def _note_changes(self, now: float) -> None:

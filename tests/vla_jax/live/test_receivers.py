@@ -132,3 +132,26 @@ def test_commands_reach_whoever_is_there_and_nothing_is_sent_later():
             assert commands[1:] == [wire.Stop(), wire.Start(pose=tuple(POSE))]
     finally:
         link.close()
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_damaged_messages():
+    import resource
+
+    ports, kept = free_ports(), Kept()
+    receivers = Receivers(ports, kept, LocalClock())
+    receivers.start()
+    try:
+        rng = np.random.default_rng(1)
+        send_noise(ports, rng, 5_000)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        for _ in range(19):
+            send_noise(ports, rng, 5_000)
+        wait_until(lambda: receivers.counts["cameras/damaged"] >= 100_000, 60)
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000
+        assert not (kept.states or kept.pictures or kept.batches)
+        with SmallLab(ports):
+            wait_until(lambda: kept.states and kept.pictures and kept.batches)
+        assert receivers.failure is None
+    finally:
+        receivers.close()
