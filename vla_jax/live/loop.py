@@ -107,6 +107,7 @@ class LiveLoop:
         self._owes_chunk = False
         self._episode = 0
         self._action_id = 0
+        self._began_at = -np.inf
         self._ended_before = 0
         self._missed = 0
         self._reasons: tuple[str, ...] = ()
@@ -209,11 +210,9 @@ class LiveLoop:
         self._newest_chunk = -1
 
     def _usable_features(self) -> Features | None:
-        """Returns the newest features, if their pictures are of this episode."""
+        """Returns the newest features, if their pictures are of this episode: before it there was another scene."""
         features = self._features.newest
-        if features is None or features.oldest <= self._newest.episode_ended_at:
-            return None
-        return features
+        return None if features is None or features.oldest < self._began_at else features
 
     def _own_faults(self) -> list[str]:
         return [failure for failure in (self._link.failure, self._features.failure) if failure is not None]
@@ -230,6 +229,7 @@ class LiveLoop:
         assert state is not None, "an episode begins with a state"
         self._monitor = SafetyMonitor(self._limits_at(np.array(state.pose)), self._still)
         self._start_afresh()
+        self._began_at = state.time
         self._episode += 1
         self._action_id = 0
         self._ended_before = self._newest.episodes_ended
