@@ -167,9 +167,7 @@ class LiveLoop:
         looked = time.monotonic()
         faults = monitor.faults(seen) + self._own_faults()
         prediction, raw = None, None
-        if faults:
-            self._start_afresh()
-        else:
+        if not faults:
             prediction = self._predict(faults)
             raw = None if faults else self._queue.action(self._queue_tick)
             if raw is self._still:
@@ -177,6 +175,8 @@ class LiveLoop:
         self._queue_tick += 1
         decision = monitor.decide(now, None if faults else raw, seen, faults)
         is_sent = self._send(decision)
+        if decision.intervention == "hold" and raw is not self._still:
+            self._start_afresh()
         self._note_decision(now, decision)
         self._record(
             tick, now, woke, seen, decision, prediction, raw, is_sent=is_sent, looked_s=looked - woke
