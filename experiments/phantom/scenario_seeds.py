@@ -1,5 +1,9 @@
 """Seeds of the scenarios that policies are judged in."""
 
+import itertools
+from collections.abc import Sequence
+
+from experiments.phantom.simulator import PhantomSimulator
 from vla_jax.errors import UserError
 
 SEEDS_APART = 1_000_000
@@ -18,3 +22,19 @@ def scenario_seeds(seed: int, episodes: int) -> range:
     if episodes > SEEDS_APART or not 0 <= seed < MAX_SEED:
         raise UserError(f"--episodes can be at most {SEEDS_APART}, --seed from 0 to below {MAX_SEED}")
     return range(seed * SEEDS_APART, seed * SEEDS_APART + episodes)
+
+
+def seeds_of_marker(marker: str, seed: int, episodes: int) -> Sequence[int]:
+    """Returns the first seeds of `scenario_seeds` whose scenario has a marker of this colour, and so one prompt.
+
+    Raises:
+        UserError: as `scenario_seeds`.
+    """
+    scenario_seeds(seed, episodes)
+    simulator = PhantomSimulator(has_sensor=False, has_images=False)
+
+    def fits(each: int) -> bool:
+        simulator.reset(each)
+        return simulator.scenario.marker == marker
+
+    return list(itertools.islice(filter(fits, scenario_seeds(seed, SEEDS_APART)), episodes))

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vla_jax.dataset.alignment import MIN_GAP_SECONDS
 from vla_jax.live.episode_files import EpisodeFiles
 from vla_jax.live.row_order import RowOrder
 from vla_jax.live.streams import Picture, SensorBatch, State
@@ -49,7 +50,8 @@ class _Close:
 class EpisodeRecorder:
     """A `StreamSink` that writes episodes into `folder / task`.
 
-    An episode begins with the first state, and ends when `episode_end` or `close` is called. Once it cannot write
+    An episode begins with the first state, and ends when `episode_end` or `close` is called, or no state has come for
+    half a second. Once it cannot write
     (`failure`), it drops what comes. counts: episodes, states, rows and pictures written; dropped, messages that came
     while too many waited; damaged pictures; repeated pictures; late rows and states, which had missed their place;
     unfit, rows and states of another number of values than the format has.
@@ -150,6 +152,8 @@ class EpisodeRecorder:
             if len(message.pose) != POSE_VALUES or len(message.joints) != POSE_VALUES:
                 self.counts["unfit"] += 1
                 return
+            if self._episode is not None and message.time - self._episode.last > MIN_GAP_SECONDS:
+                self._finish()  # `prepare` takes no episode whose poses stop for so long.
             if self._episode is None:
                 self._episode = self._begin(message.time)
             self._episode.take(message)

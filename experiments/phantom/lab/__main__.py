@@ -3,6 +3,7 @@
 import dataclasses
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +14,8 @@ from experiments import cli
 from experiments.phantom.camera import VIEWS
 from experiments.phantom.lab.arm import Arm, ArmRules
 from experiments.phantom.lab.faults import make_links, read_faults
-from experiments.phantom.scenario_seeds import scenario_seeds
+from experiments.phantom.scenario import MARKER_COLOURS
+from experiments.phantom.scenario_seeds import scenario_seeds, seeds_of_marker
 from experiments.phantom.shift import SHIFTS
 from vla_jax.contracts.checks import unknown_choice
 from vla_jax.errors import UserError
@@ -74,6 +76,8 @@ class Arguments:
     """Insertions."""
     seed: int = 1
     """Of the scenarios: the same as those of `rollout` with this seed."""
+    marker: str | None = None
+    """Only scenarios with a marker of this colour (Red), for a policy that has one prompt for all episodes."""
     shift: str = "none"
     """How scenarios differ from those of the training episodes, as in `rollout`."""
     pause: float = 2.0
@@ -103,18 +107,18 @@ def main(arguments: Arguments) -> None:
     from experiments.phantom.lab.senders import CameraLine, RobotLine, Senders, SensorLine
     from experiments.phantom.lab.world import CameraSettings, StepClock, StreamedWorld
     from vla_jax.live.clock import LocalClock
+    from vla_jax.reporting.evaluation_report import make_report_directory
     from vla_jax.storage.replacing import writing_to
     from vla_jax.storage.stop_signals import stop_requested
 
     _check(arguments)
-    seeds = scenario_seeds(arguments.seed, arguments.episodes)
+    seeds = _seeds(arguments)
     ports, weather = arguments.ports, arguments.weather
     links = make_links(read_faults(weather.faults), weather.fault_seed)
     stopped_view, stops_after_s = weather.stop_camera or (None, 0.0)
     width, height = _size(arguments.image_size)
     cameras = CameraSettings(width, height, arguments.image_quality, stopped_view, stops_after_s)
-    with writing_to(arguments.out):
-        arguments.out.mkdir(parents=True, exist_ok=True)
+    make_report_directory(arguments.out)
     sys.setswitchinterval(0.001)  # A message does not wait for the simulation.
     clock = LocalClock()
     jump_after_s, jump_s = weather.clock_step or (float("inf"), 0.0)
@@ -157,7 +161,10 @@ def main(arguments: Arguments) -> None:
             insertions.append(insertion)
             seconds = insertion.ended_s - insertion.began_s
             outcome = insertion.outcome.failure or "success"
-            print(f"insertion {len(insertions)} of {len(seeds)}: {outcome}, {seconds:.1f} s", flush=True)
+            print(
+                f"insertion {len(insertions)} of {len(seeds)}: {outcome}, {seconds:.1f} s ({insertion.instruction})",
+                flush=True,
+            )
     seconds = clock.now() - began
     senders.close()
     commands.close()
@@ -171,6 +178,12 @@ def main(arguments: Arguments) -> None:
             f"{rate['rate']:.0%} of {len(insertions)} succeeded "
             f"(95 % interval {rate['low']:.0%} to {rate['high']:.0%}): {arguments.out / 'lab.json'}"
         )
+
+
+def _seeds(arguments: Arguments) -> Sequence[int]:
+    if arguments.marker is None:
+        return scenario_seeds(arguments.seed, arguments.episodes)
+    return seeds_of_marker(arguments.marker, arguments.seed, arguments.episodes)
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -204,6 +217,8 @@ def _check(arguments: Arguments) -> None:
         raise UserError(f"--image-quality is 1 to 95, not {arguments.image_quality}")
     if arguments.shift not in SHIFTS:
         raise UserError(f"--shift {unknown_choice(arguments.shift, tuple(SHIFTS))}")
+    if arguments.marker not in (None, *MARKER_COLOURS):
+        raise UserError(f"--marker {unknown_choice(arguments.marker, tuple(MARKER_COLOURS))}")
     if weather.stop_camera is not None and weather.stop_camera[0] not in VIEWS:
         raise UserError(f"--stop-camera {unknown_choice(weather.stop_camera[0], VIEWS)}")
     after_s, jump_s = weather.clock_step or (0.0, 0.0)

@@ -22,6 +22,7 @@ class Insertion:
     """What became of one. Times are true unix seconds."""
 
     seed: int
+    instruction: str
     began_s: float
     ended_s: float
     outcome: Outcome
@@ -79,6 +80,7 @@ def insert(
         world.send_end()
         yield Insertion(
             seed=seed,
+            instruction=world.environment.simulator.scenario.instruction,
             began_s=world.start_s,
             ended_s=world.start_s + world.environment.simulator.time_s,
             outcome=world.environment.outcome(),

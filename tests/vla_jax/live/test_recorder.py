@@ -101,6 +101,16 @@ def test_what_is_damaged_or_late_leaves_the_episode_whole(tmp_path):
     assert recorder.counts["late"] == 1
 
 
+def test_where_states_stop_for_long_another_episode_begins(tmp_path):
+    recorder = EpisodeRecorder(tmp_path, prompt="P")
+    for k in (*range(50), *range(90, 140), *range(200, 250)):
+        recorder.state(state(k))
+    recorder.close()
+    first, second = read(tmp_path)
+    assert len(first.times) == 100
+    assert len(second.times) == 50
+
+
 def test_a_clock_that_jumps_leaves_the_episode_whole(tmp_path):
     recorder = EpisodeRecorder(tmp_path, prompt="P")
     for k in range(20):
