@@ -68,12 +68,12 @@ def test_everything_arrives_on_one_clock_and_noise_changes_nothing():
             number = len(kept.batches)
             wait_until(lambda: len(kept.batches) > number + 10)
         for state in kept.states[20:]:
-            assert -0.005 < state.received - state.time < 0.5
+            assert -0.05 < state.received - state.time < 1.0
             np.testing.assert_array_equal(state.pose, POSE)
         for batch in kept.batches[20:]:
             # Its clock is three seconds ahead of ours.
             assert batch.offset == pytest.approx(-3.0, abs=0.05)
-            assert -0.02 < batch.received - batch.times[-1] < 0.5
+            assert -0.05 < batch.received - batch.times[-1] < 1.0
         assert {picture.view for picture in kept.pictures} == {"View1", "View2", "View3"}
         assert receivers.counts["cameras/damaged"] == 300
         assert receivers.counts["sensor/damaged"] >= 300
