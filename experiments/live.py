@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import math
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -104,6 +105,8 @@ class Arguments:
 def main(arguments: Arguments) -> int:
     """Runs the policy until it is to end; returns 1 where nobody asked for the end."""
     _check(arguments)
+    # JAX would take most of a GPU's memory, and the backbone's process needs some of the same one.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     policy = _policy(arguments)
     settings = _settings(arguments, policy)
     console = make_console()
