@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import math
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
 DESCRIPTION = """Lets a policy act on a robot: receives cameras, robot state and sensor, makes features of the newest
 pictures beside the control loop, and sends one limited action at each control tick.
 
-q, space or Escape in the terminal, Ctrl-C and SIGTERM stop the arm at once. See docs/robot.md before an arm moves."""
+q, space or Escape in the terminal, Ctrl-C and SIGTERM stop the arm at once; Enter ends the episode. See docs/robot.md
+before an arm moves."""
 
 FAULT_STATUS = 1
 """Of a run that nobody asked to end."""
@@ -103,6 +105,8 @@ class Arguments:
 def main(arguments: Arguments) -> int:
     """Runs the policy until it is to end; returns 1 where nobody asked for the end."""
     _check(arguments)
+    # JAX would take most of a GPU's memory, and the backbone's process needs some of the same one.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     policy = _policy(arguments)
     settings = _settings(arguments, policy)
     console = make_console()
@@ -147,21 +151,23 @@ def _run(
     from vla_jax.live.streams import Sinks
 
     clock, views = LocalClock(), policy.data.views or ()
+    link = LabLink(
+        arguments.ports,
+        clock,
+        has_sensor=arguments.sensor,
+        start_command=_start_command(arguments),
+        estimates_cameras=arguments.estimate_camera_clock,
+    )
+    newest = NewestOfAll(link, views)
+    sinks = Sinks([newest] if recorder is None else [newest, recorder])
     with contextlib.ExitStack() as stack:
-        asked_to_stop = stack.enter_context(_stop_asked_for())
+        stack.callback(link.close)
+        asked_to_stop = stack.enter_context(_stop_asked_for(lambda: sinks.episode_end(clock.now())))
 
         def watch() -> None:
             if (who := asked_to_stop()) is not None:
                 raise StopNow(who)
 
-        link = LabLink(
-            arguments.ports,
-            clock,
-            has_sensor=arguments.sensor,
-            start_command=_start_command(arguments),
-            estimates_cameras=arguments.estimate_camera_clock,
-        )
-        newest = NewestOfAll(link, views)
         limits_at = functools.partial(make_limits, arguments.limits, policy, link)
         limits_at(np.zeros(len(link.state)))  # Whether they can be made at all.
         features = FeatureProcess(
@@ -171,14 +177,13 @@ def _run(
             clock,
             period_s=_refresh_s(arguments.acting, policy),
         )
-        stack.callback(link.close)
         stack.callback(features.close)
         features.start()
         predictor = Predictor(policy, seed=arguments.acting.seed, beside_ticks=settings.execution.latency > 0)
-        features.wait_until_open()
         stack.callback(predictor.close)
-        link.open(Sinks([newest] if recorder is None else [newest, recorder]))
         try:
+            features.wait_until_open(watch)
+            link.open(sinks)
             wait_for_streams(policy, newest, arguments.wait, watch)
         except StopNow as stop:
             return Ending(str(stop), False)
@@ -207,12 +212,12 @@ def _run(
 
 
 @contextlib.contextmanager
-def _stop_asked_for() -> "Iterator[Callable[[], str | None]]":
-    """Yields what says who asks for a stop: the terminal's key, a signal, or nobody."""
+def _stop_asked_for(end_episode: Callable[[], None]) -> "Iterator[Callable[[], str | None]]":
+    """Yields what says who asks for a stop: the terminal's key, a signal, or nobody. end_episode: what Enter does."""
     from vla_jax.live.stop_key import stop_key
     from vla_jax.storage.stop_signals import stop_requested
 
-    with stop_key() as pressed, stop_requested() as signalled:
+    with stop_key({b"\n": end_episode}) as pressed, stop_requested() as signalled:
 
         def asked() -> str | None:
             if signalled.is_set:

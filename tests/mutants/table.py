@@ -28,6 +28,11 @@ METRICS = "tests/vla_jax/evaluation/test_metrics.py"
 DRIFT = "tests/vla_jax/evaluation/test_drift.py"
 OPEN_LOOP = "tests/vla_jax/evaluation/test_open_loop.py"
 CLOSED_LOOP = "tests/vla_jax/evaluation/test_closed_loop.py"
+SAFETY = "tests/vla_jax/live/test_safety.py"
+CLOCK = "tests/vla_jax/live/test_sender_clock.py"
+ROWS = "tests/vla_jax/live/test_row_buffer.py"
+TICKS = "tests/vla_jax/live/test_ticks.py"
+LIVE_LOOP = "tests/vla_jax/live/test_live_loop.py"
 LEGACY = "tests/vla_jax/recordings/test_legacy.py"
 CONVERSION = "tests/vla_jax/reference/test_reference_policy.py"
 
@@ -744,4 +749,46 @@ ACTING = [
     ),
 ]
 
-MUTANTS = [*TRAINING, *NETWORKS, *DATA, *CACHE, *ACTING]
+ON_A_ROBOT = [
+    *_of(
+        "vla_jax/live/safety.py",
+        ("speed not cut", "slow = np.clip(action, limits.low, limits.high)", "slow = action", SAFETY),
+        ("an old stream moves the arm", "elif age > limit:", "elif age < limit:", SAFETY),
+        ("a missing stream moves the arm", "if age is None:", "if age is None and False:", SAFETY),
+        ("a hold never stops", ">= self.limits.stop_after_s", ">= 1e9", SAFETY),
+        ("braking is cut", "np.abs(smooth) > np.abs(slow), slowed", "np.abs(smooth) < 0, slowed", SAFETY),
+        ("the workspace is anywhere", "beyond = (below > 0) | (above > 0)", "beyond = below > 1e9", SAFETY),
+    ),
+    *_of(
+        "vla_jax/live/clock.py",
+        ("the mean of delays", 'np.quantile(delays, self._quantile, method="lower")', "delays.mean()", CLOCK),
+        ("a jump is never believed", "if self._is_believed(excess):", "if False:", CLOCK),
+        ("any stamp is believed", "return self.is_known and JUMP_S < excess", "return True or excess", CLOCK),
+    ),
+    *_of(
+        "vla_jax/live/buffers.py",
+        ("windows reach over gaps", "> MAX_ROW_GAP_SECONDS) + 1", "> 1e9) + 1", ROWS),
+        ("rows that came twice are kept", "<= TIME_RESOLUTION:\n", "< 0:\n", ROWS),
+    ),
+    *_of(
+        "vla_jax/live/ticks.py",
+        ("late ticks are made up for", "number = max(number, self._next_in_time())", "pass", TICKS),
+    ),
+    *_of(
+        "vla_jax/live/loop.py",
+        (
+            "a dry run sends",
+            "        if self._settings.dry_run:\n            return False\n",
+            "",
+            f"{LIVE_LOOP}::test_a_dry_run_sends_nothing_at_all",
+        ),
+        (
+            "streams are looked at in ticks alone",
+            "if limit is not None and now - received > limit:",
+            "if limit is None:",
+            f"{LIVE_LOOP}::test_a_stream_that_stops_is_seen_between_ticks_and_its_return_goes_on",
+        ),
+    ),
+]
+
+MUTANTS = [*TRAINING, *NETWORKS, *DATA, *CACHE, *ACTING, *ON_A_ROBOT]

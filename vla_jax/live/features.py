@@ -102,14 +102,14 @@ class FeatureProcess:
         """Starts the process; `wait_until_open` before there are features."""
         self._spawn()
 
-    def wait_until_open(self) -> None:
-        """Waits until the backbone is loaded, and begins.
+    def wait_until_open(self, watch: Callable[[], None] = lambda: None) -> None:
+        """Waits until the backbone is loaded, and begins. watch: called meanwhile.
 
         Raises:
             UserError: the backbone does not fit or cannot be loaded.
         """
         try:
-            self._take_opening()
+            self._take_opening(watch)
         except (EOFError, TimeoutError) as error:
             raise UserError(f"the backbone's process died while it loaded ({error})") from error
         self._thread.start()
@@ -135,8 +135,8 @@ class FeatureProcess:
         self._process.start()
         theirs.close()
 
-    def _take_opening(self) -> None:
-        kind, content = self._answer(OPENING_TIMEOUT_S)
+    def _take_opening(self, watch: Callable[[], None] = lambda: None) -> None:
+        kind, content = self._answer(OPENING_TIMEOUT_S, watch)
         if kind == "refused":
             raise UserError(content)
 
@@ -180,11 +180,12 @@ class FeatureProcess:
         times = {view: picture.time for view, picture in chosen.items()}
         self.newest = Features(self.count, vl, vl_mask, times, time.monotonic() - begun)
 
-    def _answer(self, timeout_s: float) -> tuple[str, Any]:
+    def _answer(self, timeout_s: float, watch: Callable[[], None] = lambda: None) -> tuple[str, Any]:
         """Returns what the process says; raises TimeoutError, or EOFError where it has died."""
         assert self._pipe is not None
         until = time.monotonic() + timeout_s
         while not self._pipe.poll(0.1):
+            watch()
             if self._closing.is_set():
                 raise EOFError("closing")
             if time.monotonic() > until:

@@ -34,7 +34,7 @@ class LimitOptions:
     """Seconds after which the arm's state is too old."""
     sensor_age: float = 0.25
     """Seconds after which the sensor is too old, for a policy that reads it."""
-    camera_gap: float = 0.28
+    camera_gap: float = 0.27
     """Seconds without any picture after which the cameras count as gone; above their period."""
     feature_age: float = 2.5
     """Seconds after which the oldest picture behind the features is too old."""

@@ -57,9 +57,11 @@ class LiveLog:
         self._put({"kind": "event", "timestamp": timestamp, "event": event, "text": text, **fields})
 
     def close(self) -> None:
-        """Writes what is waiting, and the summary."""
+        """Writes what is waiting, and the summary. Raises UserError where lines were lost."""
         self._lines.put(None)
         self._thread.join()
+        if self.failure is not None:
+            raise UserError(self.failure)
         with open(self._path, encoding="utf-8") as lines:
             summary = summary_of_lines(lines) | self.more
         replace_text(self._path.with_name(SUMMARY_FILE), json.dumps(summary, indent=2) + "\n")

@@ -9,7 +9,6 @@ An episode begins with the first state, or where the start was reached, and ends
 """
 
 import gc
-import logging
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -30,8 +29,6 @@ from vla_jax.live.status import Status, StatusLine
 from vla_jax.live.ticks import Tick, Ticks
 from vla_jax.policy.chunk_execution import ChunkQueue, Execution
 from vla_jax.policy.insertion_policy import InsertionPolicy
-
-logger = logging.getLogger(__name__)
 
 SWITCH_INTERVAL_S = 5e-4
 """How long another thread may keep the interpreter from a tick that is due."""
@@ -110,6 +107,7 @@ class LiveLoop:
         self._owes_chunk = False
         self._episode = 0
         self._action_id = 0
+        self._began_at = -np.inf
         self._ended_before = 0
         self._missed = 0
         self._reasons: tuple[str, ...] = ()
@@ -169,9 +167,7 @@ class LiveLoop:
         looked = time.monotonic()
         faults = monitor.faults(seen) + self._own_faults()
         prediction, raw = None, None
-        if faults:
-            self._start_afresh()
-        else:
+        if not faults:
             prediction = self._predict(faults)
             raw = None if faults else self._queue.action(self._queue_tick)
             if raw is self._still:
@@ -179,6 +175,8 @@ class LiveLoop:
         self._queue_tick += 1
         decision = monitor.decide(now, None if faults else raw, seen, faults)
         is_sent = self._send(decision)
+        if decision.intervention == "hold" and raw is not self._still:
+            self._start_afresh()
         self._note_decision(now, decision)
         self._record(
             tick, now, woke, seen, decision, prediction, raw, is_sent=is_sent, looked_s=looked - woke
@@ -212,11 +210,9 @@ class LiveLoop:
         self._newest_chunk = -1
 
     def _usable_features(self) -> Features | None:
-        """Returns the newest features, if their pictures are of this episode."""
+        """Returns the newest features, if their pictures are of this episode: before it there was another scene."""
         features = self._features.newest
-        if features is None or features.oldest <= self._newest.episode_ended_at:
-            return None
-        return features
+        return None if features is None or features.oldest < self._began_at else features
 
     def _own_faults(self) -> list[str]:
         return [failure for failure in (self._link.failure, self._features.failure) if failure is not None]
@@ -233,6 +229,7 @@ class LiveLoop:
         assert state is not None, "an episode begins with a state"
         self._monitor = SafetyMonitor(self._limits_at(np.array(state.pose)), self._still)
         self._start_afresh()
+        self._began_at = state.time
         self._episode += 1
         self._action_id = 0
         self._ended_before = self._newest.episodes_ended
@@ -302,11 +299,13 @@ class LiveLoop:
             return
         if decision.intervention is None:
             self._event("resumed", now=now)
+            if self._status is not None:
+                self._status.say("resumed")
         else:
             text = ", ".join(decision.reasons)
             self._event("intervention", text, now=now, intervention=decision.intervention)
-            if decision.intervention != "limit":
-                logger.info("%s: %s", decision.intervention, text)
+            if self._status is not None and decision.intervention != "limit":
+                self._status.say(f"{decision.intervention}: {text}")
         self._reasons = decision.reasons
 
     def _note_changes(self, now: float) -> None:

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import zmq
 
 from vla_jax.errors import UserError
@@ -27,6 +28,8 @@ _UDP_BUFFER_BYTES = 8 << 20
 _MAX_PICTURES_WAITING = 10
 _MAX_STATES_WAITING = 500
 _HEARTBEAT_MS = 1000
+MAX_HELD_S = 5.0
+"""Nothing was taken longer before it was sent, nor after it."""
 
 
 class Receivers:
@@ -187,9 +190,14 @@ class Receivers:
         if not self._knows_time(ROBOT, found.sent_s, received):
             return
         clock = self._clocks[ROBOT]
+        taken = found.origin_s
+        if not 0.0 <= found.sent_s - taken <= MAX_HELD_S:
+            # By a clock of its own, which nothing tells us of: the arm's controller.
+            self.counts["robot/odd_origins"] += 1
+            taken = found.sent_s
         self._sink.state(
             State(
-                found.origin_s + clock.offset,
+                taken + clock.offset,
                 received,
                 found.origin_s,
                 found.sent_s,
@@ -203,6 +211,9 @@ class Receivers:
 
     def _take_sensor(self, datagram: memoryview, received: float) -> None:
         found = wire.decode_sensor(datagram)
+        if np.abs(found.sent_s - found.times_s).max() > MAX_HELD_S:
+            self.counts["sensor/odd_times"] += 1
+            return
         if not self._knows_time(SENSOR, float(found.sent_s.max()), received):
             return
         clock = self._clocks[SENSOR]

@@ -1,6 +1,11 @@
-"""One line a second about a live run: redrawn in a terminal, and a plain line every ten seconds without one."""
+"""One line a second about a live run: redrawn in a terminal, and a plain line every ten seconds without one.
 
+Written by a thread of its own: a terminal that is held, or a pipe that nobody reads, must not hold the arm's loop.
+"""
+
+import queue
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,6 +14,8 @@ from typing import TextIO
 from vla_jax.progress import SECONDS_BETWEEN_LINES
 
 _EVERY_S = 1.0
+_MAX_WAITING = 20
+_CLOSING_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -27,7 +34,7 @@ class Status:
 
 
 class StatusLine:
-    """Shows the status now and then."""
+    """Shows the status now and then. No method waits."""
 
     def __init__(self, stream: TextIO = sys.stderr) -> None:
         self._stream = stream
@@ -35,6 +42,9 @@ class StatusLine:
         self._every_s = _EVERY_S if self._is_terminal else SECONDS_BETWEEN_LINES
         self._shown_at = time.monotonic()
         self._received: Mapping[str, int] = {}
+        self._texts: queue.Queue[str | None] = queue.Queue(_MAX_WAITING)
+        self._thread = threading.Thread(target=self._write, name="status", daemon=True)
+        self._thread.start()
 
     @property
     def is_due(self) -> bool:
@@ -42,7 +52,7 @@ class StatusLine:
         return time.monotonic() - self._shown_at >= self._every_s
 
     def show(self, status: Status) -> None:
-        """Writes the line."""
+        """Replaces the line."""
         now = time.monotonic()
         elapsed, self._shown_at = now - self._shown_at, now
         rates = {
@@ -50,13 +60,30 @@ class StatusLine:
         }
         self._received = status.received
         text = status_text(status, rates)
-        self._stream.write(f"\r\x1b[2K{text}" if self._is_terminal else f"{text}\n")
-        self._stream.flush()
+        self._put(f"\r\x1b[2K{text}" if self._is_terminal else f"{text}\n")
+
+    def say(self, text: str) -> None:
+        """Writes a line that stays."""
+        self._put(f"\r\x1b[2K{text}\n" if self._is_terminal else f"{text}\n")
 
     def close(self) -> None:
         """Ends the line."""
         if self._is_terminal:
-            self._stream.write("\n")
+            self._put("\n")
+        self._put(None)
+        self._thread.join(_CLOSING_S)
+
+    def _put(self, text: str | None) -> None:
+        if not self._texts.full():
+            self._texts.put(text)
+
+    def _write(self) -> None:
+        while (text := self._texts.get()) is not None:
+            try:
+                self._stream.write(text)
+                self._stream.flush()
+            except OSError:
+                return  # Nobody reads it any more.
 
 
 def status_text(status: Status, rates_hz: Mapping[str, float]) -> str:

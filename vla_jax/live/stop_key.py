@@ -30,11 +30,16 @@ def stop_key(also: Mapping[bytes, Callable[[], None]] | None = None) -> Iterator
     def read_keys() -> None:
         while not closing.is_set():
             ready, _, _ = select.select([terminal], [], [], _POLL_S)
-            key = os.read(terminal, 1) if ready else b""
+            if not ready:
+                continue
+            key = os.read(terminal, 1)
             if key in STOP_KEYS:
                 pressed.set()
             elif key in others:
                 others[key]()
+            elif not key:  # The terminal has gone, and whoever could stop it with it.
+                pressed.set()
+                return
 
     thread = threading.Thread(target=read_keys, name="stop-key", daemon=True)
     try:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.vla_jax.live.live_policies import FORCE, FORCE_SPREAD, HIGH, LOW, lab_data, lab_policy
-from tests.vla_jax.live.test_loop import POSE, Link
+from tests.vla_jax.live.test_live_loop import POSE, Link
 from vla_jax.errors import UserError
 from vla_jax.live.limit_options import LimitOptions
 from vla_jax.live.limits import FORCE_SPREADS, make_limits

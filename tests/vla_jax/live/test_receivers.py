@@ -68,12 +68,12 @@ def test_everything_arrives_on_one_clock_and_noise_changes_nothing():
             number = len(kept.batches)
             wait_until(lambda: len(kept.batches) > number + 10)
         for state in kept.states[20:]:
-            assert -0.005 < state.received - state.time < 0.5
+            assert -0.05 < state.received - state.time < 1.0
             np.testing.assert_array_equal(state.pose, POSE)
         for batch in kept.batches[20:]:
             # Its clock is three seconds ahead of ours.
             assert batch.offset == pytest.approx(-3.0, abs=0.05)
-            assert -0.02 < batch.received - batch.times[-1] < 0.5
+            assert -0.05 < batch.received - batch.times[-1] < 1.0
         assert {picture.view for picture in kept.pictures} == {"View1", "View2", "View3"}
         assert receivers.counts["cameras/damaged"] == 300
         assert receivers.counts["sensor/damaged"] >= 300
@@ -83,6 +83,23 @@ def test_everything_arrives_on_one_clock_and_noise_changes_nothing():
         )
     finally:
         receivers.close()
+
+
+def test_times_that_cannot_be_are_dropped_and_an_arm_s_own_clock_is_not_believed():
+    ports, kept = free_ports(), Kept()
+    receivers = Receivers(ports, kept, LocalClock())
+    row = np.zeros((1, wire.NUM_CHANNELS), np.float32)
+    for _ in range(5):
+        now = time.time()
+        receivers._take_robot(wire.encode_state(wire.RobotState(77.0, now, 0.0, POSE, POSE)), now + 0.01)
+        for taken in (now, now - 60.0, now + 60.0):
+            batch = wire.SensorBatch(np.array([taken]), np.array([now]), row)
+            receivers._take_sensor(wire.encode_sensor(batch), now + 0.01)
+    assert [state.time for state in kept.states] == pytest.approx([state.received for state in kept.states])
+    assert receivers.counts["robot/odd_origins"] == len(kept.states) == 3
+    assert receivers.counts["sensor/odd_times"] == 12
+    assert len(kept.batches) == 3
+    receivers.close()
 
 
 def test_a_sink_that_fails_ends_the_stream_and_is_told():
@@ -132,3 +149,26 @@ def test_commands_reach_whoever_is_there_and_nothing_is_sent_later():
             assert commands[1:] == [wire.Stop(), wire.Start(pose=tuple(POSE))]
     finally:
         link.close()
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_damaged_messages():
+    import resource
+
+    ports, kept = free_ports(), Kept()
+    receivers = Receivers(ports, kept, LocalClock())
+    receivers.start()
+    try:
+        rng = np.random.default_rng(1)
+        send_noise(ports, rng, 5_000)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        for _ in range(19):
+            send_noise(ports, rng, 5_000)
+        wait_until(lambda: receivers.counts["cameras/damaged"] >= 100_000, 60)
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000
+        assert not any((kept.states, kept.pictures, kept.batches))
+        with SmallLab(ports):
+            wait_until(lambda: kept.states and kept.pictures and kept.batches)
+        assert receivers.failure is None
+    finally:
+        receivers.close()
