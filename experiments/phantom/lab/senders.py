@@ -230,7 +230,7 @@ class Senders(threading.Thread):
     def run(self) -> None:
         """The thread."""
         while not self._is_done():
-            self._look()
+            self._look_after_sockets(self._clock.now())
             due = self._next()
             if due is None:
                 continue
@@ -267,24 +267,24 @@ class Senders(threading.Thread):
         with self._changed:
             return self._is_closing and (not self._heap or self._heap[0][0] > self._clock.now() + 1.0)
 
-    def _look(self) -> None:
-        robot = self._lines["robot"]
-        if isinstance(robot, RobotLine):
-            robot.look()
+    def _look_after_sockets(self, now: float) -> None:
+        """Closes those of senders that are down, opens those of senders that are back, sees who listens."""
+        for stream, line in self._lines.items():
+            is_down = self._links[stream][1].is_down(now)
+            if is_down and line.is_open:
+                self.counts[stream]["restarts"] += 1
+                line.close()
+            elif not is_down and not line.is_open:
+                with contextlib.suppress(zmq.ZMQError):  # The port is not free yet.
+                    line.open()
+            if isinstance(line, RobotLine):
+                line.look()
 
     def _leave(self, post: Post, now: float) -> list[Delivery]:
         sent, counts = self.sent[post.stream], self.counts[post.stream]
-        link, restarts = self._links[post.stream]
-        line = self._lines[post.stream]
-        if restarts.is_down(now):
-            if line.is_open:
-                counts["restarts"] += 1
-                line.close()
+        if not self._lines[post.stream].is_open:
             counts["not sent while down"] += 1
             return []
-        if not line.is_open:
-            with contextlib.suppress(zmq.ZMQError):  # The port is not free yet.
-                line.open()
         tag = len(sent.sent_s)
         for values, value in (
             (sent.taken_s, post.taken_s),
@@ -295,7 +295,7 @@ class Senders(threading.Thread):
         ):
             values.append(value)
         counts["sent"] += 1
-        return link.pass_on(post.make(now), tag, now)
+        return self._links[post.stream][0].pass_on(post.make(now), tag, now)
 
     def _arrive(self, stream: str, delivery: Delivery, now: float) -> None:
         if not self._lines[stream].send(delivery.parts):
