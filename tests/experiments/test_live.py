@@ -138,7 +138,8 @@ def test_the_arm_is_moved_held_and_stopped(places, tmp_path):
     assert summary["counts"]["sensor/damaged"] >= 200
     assert summary["counts"]["cameras/damaged"] >= 400
     assert summary["statistics"]["late_ms"]["p50"] < 20
-    assert len(list((tmp_path / "episodes").rglob("metadata.json"))) == 2
+    # The robot's silence ended a recording, too, if it was long enough.
+    assert len(list((tmp_path / "episodes").rglob("metadata.json"))) in (2, 3)
 
 
 @pytest.mark.slow
