@@ -214,7 +214,7 @@ class Receivers:
         if np.abs(found.sent_s - found.times_s).max() > MAX_HELD_S:
             self.counts["sensor/odd_times"] += 1
             return
-        if not self._knows_time(SENSOR, float(found.sent_s.max()), received):
+        if not self._knows_time(SENSOR, float(found.sent_s[-1]), received):
             return
         clock = self._clocks[SENSOR]
         times = found.times_s + clock.offset
