@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 COMMANDS = {
     "phantom": "writes simulated needle insertions as episodes",
+    "phantom.lab": "is the lab in real time: the phantom's streams over real sockets, and an arm that obeys",
+    "record": "writes live streams as episodes",
     "prepare": "checks recorded episodes, aligns them in time and packs them into a data set",
     "inspect": "shows what a packed data set holds",
     "export": "writes the vision-language features that a data set needs into a cache",
@@ -20,6 +22,8 @@ COMMANDS = {
     "evaluate": "judges a policy on recorded episodes",
     "rollout": "judges policies in closed loop in the simulated phantom",
     "serve": "answers requests for actions over the network, by openpi's protocol",
+    "live": "lets a policy act on a robot, from live streams",
+    "live_report": "shows the log of a live run on one page",
     "compare": "tabulates training runs side by side",
     "import_torch": "turns a checkpoint of the PyTorch reference into one of ours",
     "export_torch": "turns a checkpoint into one of the PyTorch reference's",
@@ -34,6 +38,9 @@ COMMANDS = {
     "benchmarks.cache": "times the feature cache beside the reference's way",
 }
 """What `python -m experiments.NAME` and `vla-jax NAME` take, in the order of a project, and what each does."""
+
+PACKAGES = ("phantom", "phantom.lab")
+"""Those that are packages of their own."""
 
 USAGE_STATUS = 2
 
@@ -57,7 +64,7 @@ def main() -> NoReturn:
 
 def command_module(name: str) -> ModuleType:
     """Imports the module that declares a command."""
-    return importlib.import_module(f"experiments.{name}" + (".__main__" if name == "phantom" else ""))
+    return importlib.import_module(f"experiments.{name}" + (".__main__" if name in PACKAGES else ""))
 
 
 def listing() -> str:

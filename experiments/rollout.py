@@ -13,6 +13,7 @@ from rich.table import Table
 
 from experiments import cli
 from experiments.console import make_console
+from experiments.phantom.scenario_seeds import scenario_seeds
 from experiments.phantom_policies import MOST_PARALLEL, Encoders, PhantomWorld, insertions
 from experiments.rollout_plan import Acting, Planned, World, make_plan
 from vla_jax.contracts.specs import LAB_ACTIONS
@@ -28,10 +29,6 @@ DESCRIPTION = """Lets each policy insert the needle in the simulated phantom, al
 where it stops. Pictures become features by the backbone as they come; sensor window and pose are those of the moment.
 
 Writes REPORT/rollout.json, REPORT/rollouts.npz and REPORT/report.html. Ctrl-C keeps the episodes that are done."""
-
-SEEDS_APART = 1_000_000
-"""Scenarios of two seeds are never the same, up to so many episodes."""
-MAX_SEED = 2**32 // SEEDS_APART
 
 
 @dataclass(frozen=True)
@@ -121,11 +118,10 @@ def _roll_out(
 
 def _episodes(arguments: Arguments, planned: Planned, encoders: Encoders) -> "Generator[Rollout, None, None]":
     """Yields the episodes of a policy in one setting."""
-    first = arguments.seed * SEEDS_APART
     return insertions(
         planned.policy,
         encoders,
-        range(first, first + arguments.episodes),
+        scenario_seeds(arguments.seed, arguments.episodes),
         planned.settings,
         world=PhantomWorld(planned.shift, arguments.world.nudges, arguments.record, planned.name),
         key_seed=arguments.seed,
@@ -147,13 +143,11 @@ def _films(trials: "Sequence[Trial]", *, nudges: bool) -> "dict[str, list[Film]]
 
 
 def _check(arguments: Arguments) -> None:
-    for name in ("episodes", "parallel"):
-        if getattr(arguments, name) < 1:
-            raise UserError(f"--{name} must be at least 1, not {getattr(arguments, name)}")
+    if arguments.parallel < 1:
+        raise UserError(f"--parallel must be at least 1, not {arguments.parallel}")
     if arguments.workers < 0:
         raise UserError(f"--workers must not be negative, not {arguments.workers}")
-    if arguments.episodes > SEEDS_APART or not 0 <= arguments.seed < MAX_SEED:
-        raise UserError(f"--episodes can be at most {SEEDS_APART}, --seed from 0 to below {MAX_SEED}")
+    scenario_seeds(arguments.seed, arguments.episodes)
     names = [run.resolve().name for run in arguments.runs]
     if not names:
         raise UserError("name at least one training output directory")

@@ -32,6 +32,15 @@ METRICS = "tests/vla_jax/evaluation/test_metrics.py"
 DRIFT = "tests/vla_jax/evaluation/test_drift.py"
 OPEN_LOOP = "tests/vla_jax/evaluation/test_open_loop.py"
 CLOSED_LOOP = "tests/vla_jax/evaluation/test_closed_loop.py"
+SAFETY = "tests/vla_jax/live/test_safety.py"
+CLOCK = "tests/vla_jax/live/test_sender_clock.py"
+ROWS = "tests/vla_jax/live/test_row_buffer.py"
+TICKS = "tests/vla_jax/live/test_ticks.py"
+WIRE = "tests/vla_jax/live/test_wire.py"
+ROW_ORDER = "tests/vla_jax/live/test_row_order.py"
+RECORDER = "tests/vla_jax/live/test_recorder.py"
+ARM = "tests/experiments/phantom/lab/test_arm.py"
+LIVE_LOOP = "tests/vla_jax/live/test_live_loop.py"
 LEGACY = "tests/vla_jax/recordings/test_legacy.py"
 MESSAGES = "tests/vla_jax/serving/test_messages.py"
 REQUESTS = "tests/vla_jax/serving/test_requests.py"
@@ -897,3 +906,84 @@ SERVING = [
 ]
 
 MUTANTS = [*TRAINING, *NETWORKS, *DATA, *CACHE, *ACTING, *SERVING]
+ON_A_ROBOT = [
+    *_of(
+        "vla_jax/live/safety.py",
+        ("speed not cut", "slow = np.clip(action, limits.low, limits.high)", "slow = action", SAFETY),
+        ("an old stream moves the arm", "elif age > limit:", "elif age < limit:", SAFETY),
+        ("a missing stream moves the arm", "if age is None:", "if age is None and False:", SAFETY),
+        ("a hold never stops", ">= self.limits.stop_after_s", ">= 1e9", SAFETY),
+        ("braking is cut", "np.abs(smooth) > np.abs(slow), slowed", "np.abs(smooth) < 0, slowed", SAFETY),
+        ("the workspace is anywhere", "beyond = (below > 0) | (above > 0)", "beyond = below > 1e9", SAFETY),
+    ),
+    *_of(
+        "vla_jax/live/clock.py",
+        ("the mean of delays", "np.partition(delays, rank)[rank]", "delays.mean()", CLOCK),
+        ("a jump is never believed", "if self._is_believed(excess):", "if False:", CLOCK),
+        ("any stamp is believed", "return self.is_known and JUMP_S < excess", "return True or excess", CLOCK),
+    ),
+    *_of(
+        "vla_jax/live/buffers.py",
+        ("windows reach over gaps", "> MAX_ROW_GAP_SECONDS) + 1", "> 1e9) + 1", ROWS),
+        ("rows that came twice are kept", "<= TIME_RESOLUTION:\n", "< 0:\n", ROWS),
+    ),
+    *_of(
+        "vla_jax/live/ticks.py",
+        ("late ticks are made up for", "number = max(number, self._next_in_time())", "pass", TICKS),
+    ),
+    *_of(
+        "vla_jax/live/loop.py",
+        (
+            "a dry run sends",
+            "        if self._settings.dry_run:\n            return False\n",
+            "",
+            f"{LIVE_LOOP}::test_a_dry_run_sends_nothing_at_all",
+        ),
+        (
+            "streams are looked at in ticks alone",
+            "if limit is not None and now - received > limit:",
+            "if limit is None:",
+            f"{LIVE_LOOP}::test_a_stream_that_stops_is_seen_between_ticks_and_its_return_goes_on",
+        ),
+    ),
+    *_of(
+        "vla_jax/live/wire.py",
+        ("any size is read", "if len(datagram) != expected:", "if False:", WIRE),
+        (
+            "NaN is read",
+            "if not ((values >= low) & (values <= high)).all():",
+            "if (values > high).any():",
+            WIRE,
+        ),
+        ("the picture's size is not compared", "or size != len(jpeg)", "", WIRE),
+    ),
+    *_of(
+        "vla_jax/live/row_order.py",
+        ("rows as they came", 'np.argsort(own, kind="stable")', "np.arange(len(own))", ROW_ORDER),
+        ("times run back over a jump", "own[i] + self._offset > self._last", "True", ROW_ORDER),
+    ),
+    *_of(
+        "vla_jax/live/recorder.py",
+        (
+            "states that stop end nothing",
+            "message.time - self._episode.last > MIN_GAP_SECONDS",
+            "False",
+            f"{RECORDER}::test_where_states_stop_for_long_another_episode_begins",
+        ),
+        (
+            "damaged pictures are kept",
+            'check_picture("picture", picture.jpeg, ("JPEG",))',
+            "pass",
+            f"{RECORDER}::test_what_is_damaged_or_late_leaves_the_episode_whole",
+        ),
+    ),
+    *_of(
+        "experiments/phantom/lab/arm.py",
+        ("velocities never expire", "if in_force_s < STEP_S:", "if False:", ARM),
+        ("any speed", "self._velocity = np.clip(wanted, -largest, largest)", "self._velocity = wanted", ARM),
+        ("commands of the future", "self._inbox[0][1] <= start_s", "True", ARM),
+        ("no watchdog", ">= self._rules.watchdog_s", ">= 1e9", ARM),
+    ),
+]
+
+MUTANTS = [*TRAINING, *NETWORKS, *DATA, *CACHE, *ACTING, *ON_A_ROBOT]

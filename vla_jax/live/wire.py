@@ -42,8 +42,8 @@ LATEST_S = 1e10
 """Unix time of the year 2286; whoever tells times in milliseconds is past it."""
 MAX_POSE = 1e4
 """mm, or degrees: ten metres, some thirty turns."""
-MAX_VALUE = 1e6
-"""Of the sensor, in whatever units it has."""
+MAX_VALUE = 65_504.0
+"""Of the sensor, in whatever units it has: the largest that a data set stores (float16)."""
 
 _STATE = np.dtype(
     [("origin", "<f8"), ("sent", "<f8"), ("force", "<f4"), ("joints", "<f4", 6), ("pose", "<f4", 6)]

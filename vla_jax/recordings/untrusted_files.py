@@ -53,13 +53,21 @@ def read_json_object(path: Path, max_bytes: int = MAX_TEXT_BYTES) -> dict[str, A
     return value
 
 
-def read_csv_columns(path: Path, also: Collection[str] = ()) -> dict[str, np.ndarray]:
+def read_csv_columns(
+    path: Path, also: Collection[str] = (), *, is_cut_off: bool = False
+) -> dict[str, np.ndarray]:
     """Reads a CSV of numbers with a header line: column name → (n,) f64, of time stamps, poses and those named `also`.
+
+    is_cut_off: whether it may end in the middle of a line, which is then left out.
 
     Raises:
         EpisodeError: no header, no rows, rows of unequal length, or something that is no number.
     """
-    lines = _read_text(path).splitlines()
+    text = _read_text(path)
+    if is_cut_off:
+        text = text.partition("\0")[0]  # Where a file had grown, a power cut may leave zeros.
+        text = text[: text.rfind("\n") + 1]
+    lines = text.splitlines()
     if not lines:
         raise EpisodeError(f"{path.name}: is empty")
     header = [name.strip() for name in lines[0].split(",")]

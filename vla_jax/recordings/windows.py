@@ -16,6 +16,7 @@ from vla_jax.recordings.lab import NUM_CHANNELS, SENSOR_HZ, pose_columns, task_i
 from vla_jax.recordings.reader import EpisodeReader, NoOptions
 from vla_jax.recordings.recording import Recording, Segment, Stream
 from vla_jax.recordings.sensor_rows import SensorRecording, WindowMember
+from vla_jax.recordings.unfinished import SENSOR_FILE, unfinished_sensor
 from vla_jax.recordings.untrusted_files import check_times, read_csv_columns, read_json_object
 from vla_jax.recordings.untrusted_npz import NpzMember, open_npz
 
@@ -47,6 +48,8 @@ class WindowsReader(EpisodeReader):
             instruction=_instruction(metadata, episode),
             state_names=LAB_STATE,
         )
+        if is_unfinished(metadata):
+            recording.notes.append("its recording was cut off; what had been written until then is used")
         with recording.collecting():
             recording.segments = _segments(metadata)
         with recording.collecting():
@@ -74,6 +77,11 @@ def listed_views(metadata: dict[str, Any]) -> list[str]:
     if not isinstance(views, list) or not all(isinstance(entry, str) for entry in views):
         raise EpisodeError("metadata.json: camera_views is not a list of texts")
     return views
+
+
+def is_unfinished(metadata: dict[str, Any]) -> bool:
+    """Whether the metadata is of an episode that is being recorded, or whose recording was cut off."""
+    return metadata.get("unfinished") is True
 
 
 def _instruction(metadata: dict[str, Any], folder: Path) -> str:
@@ -137,7 +145,7 @@ def _robot_states(folder: Path, metadata: dict[str, Any]) -> tuple[np.ndarray, n
     declared = _number(metadata, "robot_states_count")
     csv_path, npz_path = folder / "robot_states.csv", folder / "robot_states.npz"
     if csv_path.exists():
-        path, columns = csv_path, read_csv_columns(csv_path)
+        path, columns = csv_path, read_csv_columns(csv_path, is_cut_off=is_unfinished(metadata))
     elif npz_path.exists():
         path = npz_path
         columns = {name: member.read().astype(np.float64) for name, member in open_npz(npz_path).items()}
@@ -177,6 +185,8 @@ def _sensor(folder: Path, metadata: dict[str, Any]) -> SensorRecording | None:
     path = folder / "sensor_data.npz"
     declared = _number(metadata, "sensor_windows_count")
     if not path.exists():
+        if is_unfinished(metadata):
+            return unfinished_sensor(folder / SENSOR_FILE)
         if declared:
             raise EpisodeError(f"sensor_data.npz: is missing, metadata.json counts {int(declared)} windows")
         return None

@@ -1,0 +1,295 @@
+"""The control loop against a link and features that a test fills, in real time."""
+
+import dataclasses
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from tests.vla_jax.live.live_policies import FORCE, SLOTS, VIEWS, WIDTH, lab_policy
+from vla_jax.contracts.specs import LAB_ACTIONS, LAB_ANGLES, LAB_STATE, SensorSpec
+from vla_jax.errors import UserError
+from vla_jax.live.clock import LocalClock
+from vla_jax.live.features import Features
+from vla_jax.live.handshake import check_policy, live_spec, wait_for_streams
+from vla_jax.live.limit_options import LimitOptions
+from vla_jax.live.limits import make_limits
+from vla_jax.live.loop import LiveLoop, LoopSettings
+from vla_jax.live.newest import NewestOfAll
+from vla_jax.live.predicting import Predictor
+from vla_jax.live.streams import Picture, SensorBatch, State
+from vla_jax.policy.chunk_execution import Execution
+
+POSE = np.array([190.0, 0.0, 60.0, 0.0, 0.0, 0.0])
+
+
+class Link:
+    actions = dataclasses.replace(LAB_ACTIONS, horizon=1)
+    state, angles, sensor = LAB_STATE, LAB_ANGLES, SensorSpec(window=None)
+    failure, jumps = None, {}
+
+    def __init__(self):
+        self.moves, self.stops = [], 0
+
+    def move(self, action):
+        self.moves.append((time.monotonic(), np.array(action)))
+        return True
+
+    def start(self):
+        return False
+
+    def is_at_start(self, state):
+        return True
+
+    def stop(self):
+        self.stops += 1
+        return True
+
+
+class FakeFeatures:
+    failure, deaths = None, 0
+
+    def __init__(self, clock):
+        self._clock, self.count, self.age_s = clock, 0, 0.3
+
+    @property
+    def newest(self):
+        self.count += 1
+        taken = self._clock.now() - self.age_s
+        return Features(
+            self.count, np.ones((SLOTS, WIDTH), np.float32), np.ones(SLOTS, bool), {"View1": taken}, 0.01
+        )
+
+
+class Lines:
+    def __init__(self):
+        self.ticks, self.events = [], []
+
+    def tick(self, fields):
+        self.ticks.append(fields)
+
+    def event(self, timestamp, event, text="", **fields):
+        self.events.append((event, text))
+
+
+@dataclasses.dataclass
+class World:
+    policy: object
+    clock: LocalClock
+    link: Link
+    newest: NewestOfAll
+    features: FakeFeatures
+    log: Lines
+
+    def feed(self, closing, *, changes=lambda seconds: {}):
+        """Fills the buffers until `closing` is set; `changes` may take streams away or alter the force."""
+        begun, number = time.monotonic(), 0
+        rows = np.zeros((7, 1026), np.float32)
+        while not closing.wait(0.01):
+            changed = changes(time.monotonic() - begun)
+            now = self.clock.now()
+            if not changed.get("no_state"):
+                self.newest.state(State(now, now, now, now, 0.0, np.zeros(6), changed.get("pose", POSE)))
+            if changed.get("end") and number == 0:
+                number = 1
+                self.newest.episode_end(now)
+            rows = rows.copy()
+            rows[:, 0] = changed.get("force", FORCE)
+            times = now - np.arange(6, -1, -1) / 650
+            self.newest.sensor(SensorBatch(times, now, times, rows))
+            for view in VIEWS:
+                self.newest.picture(Picture(view, now, now, b""))
+
+    def run(self, settings, *, beside_ticks=False, changes=lambda seconds: {}, **options):
+        closing = threading.Event()
+        feeder = threading.Thread(target=self.feed, args=(closing,), kwargs={"changes": changes})
+        # It compiles; what happens when is counted from the loop's beginning.
+        predictor = Predictor(self.policy, seed=0, beside_ticks=beside_ticks)
+        feeder.start()
+        limits = LimitOptions(stop_after=options.pop("stop_after", 10.0))
+        try:
+            loop = LiveLoop(
+                self.policy,
+                self.link,
+                self.newest,
+                self.features,
+                predictor,
+                lambda pose: make_limits(limits, self.policy, self.link, pose),
+                self.clock,
+                settings,
+                log=self.log,
+                **options,
+            )
+            return loop.run()
+        finally:
+            closing.set()
+            feeder.join()
+            predictor.close()
+
+
+@pytest.fixture(scope="module")
+def policy():
+    return lab_policy()
+
+
+@pytest.fixture
+def world(policy):
+    clock, link = LocalClock(), Link()
+    return World(policy, clock, link, NewestOfAll(link, VIEWS), FakeFeatures(clock), Lines())
+
+
+def test_each_tick_sends_what_the_policy_says_of_the_newest_and_the_end_stops_the_arm(world):
+    told = []
+    ending = world.run(LoopSettings(seconds=1.2), tell_sent=lambda action, at: told.append(action))
+    assert (ending.why, ending.is_fault) == ("done", False)
+    assert 7 <= len(world.link.moves) <= 13
+    assert world.link.stops == 1
+    assert len(told) == len(world.link.moves)
+    running = [tick for tick in world.log.ticks if tick["mode"] == "run"]
+    assert len(world.link.moves) - 5 <= len(running) < len(world.link.moves)
+    features = world.features.newest
+    observation = {
+        "vl": features.vl[None],
+        "vl_mask": features.vl_mask[None],
+        "sensor": np.zeros((1, 65, 1026), np.float32),
+        "has_sensor": np.array([True]),
+    }
+    observation["sensor"][:, :, 0] = FORCE
+    expected = world.policy.predict(**observation)[0, 0]
+    for tick in running:
+        np.testing.assert_allclose(tick["raw_action"], expected, atol=1e-6)
+        np.testing.assert_allclose(tick["action"], expected, atol=1e-6)
+        assert 0 <= tick["age_ms"]["state"] < 250
+        assert 299 < tick["age_ms"]["features"] < 500
+        assert tick["sensor_to_command_ms"] > tick["age_ms"]["sensor"]
+    assert [event for event, _ in world.log.events] == [
+        "start", "episode_begin", "intervention", "resumed", "stop"
+    ]  # fmt: skip
+    assert ("intervention", "no features") in world.log.events
+
+
+def test_a_dry_run_sends_nothing_at_all(world):
+    ending = world.run(LoopSettings(seconds=0.6, dry_run=True))
+    assert ending.why == "done"
+    assert world.link.moves == []
+    assert world.link.stops == 0
+    assert any(tick["action"] is not None and not tick["sent"] for tick in world.log.ticks)
+
+
+def test_late_chunks_are_executed_from_the_action_that_their_latency_leaves(world):
+    """Predicted beside the ticks: what is sent at a tick is the chunk's action number `latency`, never an earlier."""
+    world.run(LoopSettings(Execution(execute=2, latency=2), seconds=1.8), beside_ticks=True)
+    running = [tick for tick in world.log.ticks if tick["mode"] == "run" and tick["raw_action"] is not None]
+    assert len(running) >= 5
+    features = world.features.newest
+    sensor = np.zeros((1, 65, 1026), np.float32)
+    sensor[:, :, 0] = FORCE
+    chunk = world.policy.predict(features.vl[None], features.vl_mask[None], sensor, np.array([True]))[0]
+    for tick in running:
+        distance = np.abs(chunk - tick["raw_action"]).max(axis=1)
+        assert distance[2:4].min() < 1e-5
+        assert distance[:2].min() > 1e-5 or np.abs(chunk[0] - chunk[2]).max() < 1e-5
+
+
+def test_a_force_beyond_its_limit_holds_the_arm_and_then_stops_it_for_good(world):
+    ending = world.run(
+        LoopSettings(seconds=5),
+        changes=lambda seconds: {"force": FORCE + 5.0} if seconds > 1.0 else {},
+        stop_after=0.4,
+    )
+    assert ending.is_fault
+    assert ending.why == "held for 0.4 s: force"
+    assert world.link.stops >= 1
+    moved = [bool(np.any(action[:6])) for _, action in world.link.moves]
+    assert any(moved)
+    assert not any(moved[moved.index(False, moved.index(True)) :])
+    assert ("intervention", "force") in world.log.events
+
+
+def test_a_stream_that_stops_is_seen_between_ticks_and_its_return_goes_on(world):
+    gone_at = []
+
+    def changes(seconds):
+        is_gone = 0.65 < seconds < 1.5
+        if is_gone and not gone_at:
+            gone_at.append(time.monotonic())
+        return {"no_state": is_gone}
+
+    world.run(LoopSettings(seconds=2.2), changes=changes)
+    held = next(at for at, action in world.link.moves if at > gone_at[0] and not np.any(action[:6]))
+    assert held - gone_at[0] < 0.3 + 0.3  # The second part is for machines that do other things.
+    assert np.any(world.link.moves[-1][1][:6])
+    assert [event for event, _ in world.log.events] == [
+        "start", "episode_begin", "intervention", "resumed", "intervention", "resumed", "stop"
+    ]  # fmt: skip
+
+
+def test_an_episode_ends_and_the_next_state_begins_another(world):
+    ending = world.run(LoopSettings(episodes=2, seconds=1.5), changes=lambda seconds: {"end": seconds > 0.6})
+    assert ending.why == "done"
+    assert max(tick["episode"] for tick in world.log.ticks) == 2
+    assert [event for event, _ in world.log.events].count("episode_end") == 1
+
+
+def test_who_asks_for_a_stop_gets_it_between_ticks(world):
+    asked = []
+
+    def asked_to_stop():
+        if len(world.link.moves) < 3:
+            return None
+        asked.append(time.monotonic())
+        return "the stop key"
+
+    ending = world.run(LoopSettings(), asked_to_stop=asked_to_stop)
+    assert (ending.why, ending.is_fault) == ("the stop key", False)
+    assert world.link.stops == 1
+    assert time.monotonic() - asked[0] < 2.0
+
+
+def test_features_of_pictures_from_before_the_episode_are_not_acted_on(world):
+    world.features.age_s = 0.5
+    world.run(LoopSettings(seconds=1.0))
+    ticks = [tick for tick in world.log.ticks if tick["episode"] == 1]
+    assert ticks[0]["reasons"] == ("no features",)
+    assert ticks[3]["reasons"] == ("no features",)
+    assert ticks[-1]["mode"] == "run"
+
+
+def fed(world, seconds=0.2):
+    closing = threading.Event()
+    feeder = threading.Thread(target=world.feed, args=(closing,))
+    feeder.start()
+    time.sleep(seconds)
+    closing.set()
+    feeder.join()
+
+
+def test_streams_that_are_not_there_are_named(world):
+    with pytest.raises(
+        UserError, match=r"nothing came from View1, View2, View3, the robot's state, the sensor"
+    ):
+        wait_for_streams(world.policy, world.newest, 0.1, lambda: None)
+    fed(world)
+    wait_for_streams(world.policy, world.newest, 0.1, lambda: None)
+    check_policy(world.policy, world.link, world.newest)
+
+
+def test_a_policy_of_other_streams_is_refused_with_every_difference(world):
+    class OtherArm(Link):
+        actions = dataclasses.replace(Link.actions, names=("j1",) * 7, rate_hz=20.0)
+        sensor = SensorSpec(512, None, 100.0)
+
+    fed(world)
+    other = dataclasses.replace(world, link=OtherArm())
+    with pytest.raises(UserError) as refused:
+        check_policy(other.policy, other.link, other.newest)
+    for part in ("action names", "action rate_hz is 20", "sensor channels is 512"):
+        assert part in str(refused.value)
+
+
+def test_a_measured_rate_near_the_trained_one_is_that_one(world):
+    fed(world)
+    spec = live_spec(world.policy, world.link, world.newest)
+    assert spec.sensor is not None
+    assert spec.sensor.hz == 650.0

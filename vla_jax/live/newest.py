@@ -1,0 +1,59 @@
+"""The newest of all streams of a robot, as they come."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from vla_jax.live.buffers import PictureBuffer, RowBuffer
+from vla_jax.live.robot_link import RobotLink
+from vla_jax.live.streams import Picture, SensorBatch, State
+
+_STATES_KEPT = 200
+_SENSOR_ROWS_KEPT = 1300
+_STATE_PERIOD_S = 0.01
+
+
+class NewestOfAll:
+    """A `StreamSink` that keeps the newest of each stream.
+
+    views: cameras to keep; pictures of others are nobody's.
+
+    Attributes:
+        last_state: the state that came last; None before the first.
+        states, rows, pictures: their buffers; rows is None where the link has no sensor.
+        episodes_ended: how often the robot's program has ended an episode.
+        episode_ended_at: when it last did, our clock; −inf before.
+    """
+
+    def __init__(self, link: RobotLink, views: Sequence[str]) -> None:
+        self.states = RowBuffer(_STATES_KEPT, len(link.state), np.float64, _STATE_PERIOD_S)
+        self.rows: RowBuffer | None = None
+        if link.sensor is not None:
+            period = None if link.sensor.hz is None else 1.0 / link.sensor.hz
+            self.rows = RowBuffer(_SENSOR_ROWS_KEPT, link.sensor.channels, np.float32, period)
+        self.pictures = PictureBuffer()
+        self.last_state: State | None = None
+        self._views = frozenset(views)
+        self.episodes_ended = 0
+        self.episode_ended_at = -np.inf
+
+    def state(self, state: State) -> None:
+        """Takes the arm's state."""
+        times = np.array([state.time])
+        self.states.add(times, state.pose[None], state.received, state.offset, state.epoch)
+        self.last_state = state
+
+    def picture(self, picture: Picture) -> None:
+        """Takes a picture."""
+        if picture.view in self._views:
+            self.pictures.add(picture)
+
+    def sensor(self, batch: SensorBatch) -> None:
+        """Takes sensor rows."""
+        if self.rows is not None:
+            self.rows.add(batch.times, batch.rows, batch.received, batch.offset, batch.epoch)
+
+    def episode_end(self, received: float) -> None:
+        """Notes that the episode has ended."""
+        self.episode_ended_at = received
+        self.episodes_ended += 1

@@ -1,0 +1,176 @@
+"""What may reach the arm, whatever the network says: limits, and what happens where one is violated.
+
+A state machine without clocks, files or sockets. Three outcomes at each tick: the action, the action cut to the limits,
+or a hold (nothing moves); a hold that lasts becomes a stop, which is final.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float
+
+from vla_jax.live.observing import Seen
+
+Intervention = Literal["limit", "hold", "stop"]
+GROSS = 2.0
+"""An action beyond so many times a limit is not cut but refused: whatever made it does not know what it does."""
+
+
+@dataclass(frozen=True)
+class SafetyLimits:
+    """Axes: a action dimensions, the first p of which move the pose's p values."""
+
+    low: Float[np.ndarray, " a"]
+    """Smallest action of a tick."""
+    high: Float[np.ndarray, " a"]
+    """Largest: with the smallest, the speed of each axis."""
+    max_change: Float[np.ndarray, " a"]
+    """Largest difference between two actions: the acceleration of each axis."""
+    pose_low: Float[np.ndarray, " p"]
+    """Smallest values that the pose may come to; −inf where nothing is asked."""
+    pose_high: Float[np.ndarray, " p"]
+    angles: Sequence[int] = ()
+    """Which of the pose's values are angles in degrees: compared by the shorter way round."""
+    force: tuple[float, float] = (-math.inf, math.inf)
+    """Smallest and largest value of the sensor's force, in its own units."""
+    max_age_s: Mapping[str, float] = field(default_factory=dict)
+    """How old what the policy sees may be, by name (`vla_jax.live.observing`); what is named must be there."""
+    stop_after_s: float = 10.0
+    """A hold that lasts so long becomes a stop."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What is sent at a tick: the action, or nothing where it is a stop."""
+
+    action: Float[np.ndarray, " a"]
+    intervention: Intervention | None = None
+    reasons: tuple[str, ...] = ()
+
+
+class SafetyMonitor:
+    """Decides on one action after another."""
+
+    def __init__(self, limits: SafetyLimits, still: Float[np.ndarray, " a"]) -> None:
+        """still: the action that moves nothing."""
+        self.limits = limits
+        self._still = np.asarray(still, np.float32)
+        self._previous = self._still
+        self._held_since: float | None = None
+        self._stopped: tuple[str, ...] = ()
+
+    @property
+    def is_holding(self) -> bool:
+        """Whether the last decision held the arm."""
+        return self._held_since is not None
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether nothing will be sent any more."""
+        return bool(self._stopped)
+
+    @property
+    def previous(self) -> Float[np.ndarray, " a"]:
+        """The action decided on last."""
+        return self._previous
+
+    def faults(self, seen: Seen) -> list[str]:
+        """Returns what of the streams is missing, too old, or beyond its limit: reasons to hold whatever the action."""
+        limits, faults = self.limits, []
+        for name, limit in limits.max_age_s.items():
+            age = seen.age(name)
+            if age is None:
+                faults.append(f"no {name}")
+            elif age > limit:
+                faults.append(f"{name} too old")
+        if seen.force is not None:
+            low, high = limits.force
+            # Written so that NaN is a fault.
+            if not (float(seen.force.min()) >= low and float(seen.force.max()) <= high):
+                faults.append("force")
+        return faults
+
+    def decide(
+        self, moment: float, action: Float[np.ndarray, " a"] | None, seen: Seen, faults: Sequence[str] = ()
+    ) -> Decision:
+        """Returns what may be sent.
+
+        moment: seconds, ascending. action: the policy's; None where it has none, which `faults` say why. faults: why
+        the arm must be held, of `faults()` and of the caller's own.
+        """
+        if self._stopped:
+            return Decision(self._still, "stop", self._stopped)
+        faults, cut = list(faults), []
+        if action is None:
+            faults = faults or ["no action"]
+        elif not np.isfinite(action).all():
+            faults.append("action not finite")
+        elif not faults:
+            action, cut, gross = self._cut(np.asarray(action, np.float32))
+            faults += gross or self._outside(action, seen.pose)
+        if faults or action is None:
+            return self._hold(moment, tuple(faults))
+        self._held_since, self._previous = None, action
+        return Decision(action, "limit" if cut else None, tuple(cut))
+
+    def hold(self, moment: float, reason: str) -> Decision:
+        """Holds the arm between two decisions."""
+        return (
+            Decision(self._still, "stop", self._stopped) if self._stopped else self._hold(moment, (reason,))
+        )
+
+    def stop(self, reason: str) -> Decision:
+        """Stops for good."""
+        self._stopped = self._stopped or (reason,)
+        self._previous = self._still
+        return Decision(self._still, "stop", self._stopped)
+
+    def _hold(self, moment: float, reasons: tuple[str, ...]) -> Decision:
+        if self._held_since is None:
+            self._held_since = moment
+        self._previous = self._still
+        if moment - self._held_since >= self.limits.stop_after_s:
+            return self.stop(f"held for {self.limits.stop_after_s:g} s: {', '.join(reasons)}")
+        return Decision(self._still, "hold", reasons)
+
+    def _cut(self, action: np.ndarray) -> tuple[np.ndarray, list[str], list[str]]:
+        """Returns the action within speed and acceleration, what was cut, and what is too far off to be cut."""
+        limits, cut = self.limits, []
+        gross = ["speed far beyond its limit"] if self._is_gross(action) else []
+        slow = np.clip(action, limits.low, limits.high)
+        if (slow != action).any():
+            cut.append("speed")
+        smooth = np.clip(slow, self._previous - limits.max_change, self._previous + limits.max_change)
+        # An arm may always be slowed: what is cut must not be faster than what was asked for.
+        slowed = np.where(smooth * slow > 0, slow, 0.0)
+        smooth = np.where(np.abs(smooth) > np.abs(slow), slowed, smooth)
+        if (smooth != slow).any():
+            cut.append("acceleration")
+        return smooth.astype(np.float32), cut, gross
+
+    def _is_gross(self, action: np.ndarray) -> bool:
+        limits = self.limits
+        largest = np.maximum(np.abs(limits.low), np.abs(limits.high))
+        return bool((np.abs(action) > GROSS * largest).any())
+
+    def _outside(self, action: np.ndarray, pose: np.ndarray | None) -> list[str]:
+        if pose is None:
+            return ["no state"]
+        limits, size = self.limits, len(self.limits.pose_low)
+        after = pose[:size] + action[:size]
+        below, above = limits.pose_low - after, after - limits.pose_high
+        for axis in self.limits.angles:
+            middle = (limits.pose_low[axis] + limits.pose_high[axis]) / 2
+            if np.isfinite(middle):
+                away = abs((after[axis] - middle + 180.0) % 360.0 - 180.0)
+                below[axis] = above[axis] = away - (limits.pose_high[axis] - limits.pose_low[axis]) / 2
+        beyond = (below > 0) | (above > 0)
+        # Nobody may be kept from coming back in.
+        moved = action[:size]
+        returns = np.where(below > 0, moved > 0, moved < 0)
+        for axis in limits.angles:
+            returns[axis] = False
+        return ["workspace"] if (beyond & ~returns).any() else []
