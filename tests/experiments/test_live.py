@@ -103,6 +103,7 @@ def test_the_arm_is_moved_held_and_stopped(places, tmp_path):
             assert returned < 1.0 + SLACK_S
 
         begun = time.monotonic()
+        lab.noise = np.random.default_rng(1)
         send_damaged(ports, 0, 200)
         assert lab.wait_for(moving(lab, begun), 5) is not None
         assert process.poll() is None
@@ -137,6 +138,7 @@ def test_the_arm_is_moved_held_and_stopped(places, tmp_path):
     assert summary["ended"] == "signal 15"
     assert summary["counts"]["sensor/damaged"] >= 200
     assert summary["counts"]["cameras/damaged"] >= 400
+    assert summary["counts"]["robot/damaged"] >= 100
     assert summary["statistics"]["late_ms"]["p50"] < 20
     # The robot's silence ended a recording, too, if it was long enough.
     assert len(list((tmp_path / "episodes").rglob("metadata.json"))) in (2, 3)
