@@ -39,6 +39,15 @@ def holding(lab, since):
     return lambda: any(is_zero(delta) for _, delta in lab.moves(since))
 
 
+def wait_until_it_moves(lab, process, since=0.0):
+    """Waits until the policy is loaded and acts, however long a busy machine takes."""
+    moves = moving(lab, since)
+    lab.wait_for(lambda: moves() or process.poll() is not None, 240)
+    if process.poll() is not None or not moves():
+        process.kill()
+        raise AssertionError(process.communicate())
+
+
 def send_damaged(ports, seed, each):
     """Sends what nobody should be made to do anything by, to every socket that we listen at."""
     rng = np.random.default_rng(seed)
@@ -79,7 +88,7 @@ def test_the_arm_is_moved_held_and_stopped(places, tmp_path):
     with SmallLab(ports) as lab:
         options = ("--log", tmp_path / "log", "--record", tmp_path / "episodes")
         process = start_command(*arguments(places, ports, *options))
-        assert lab.wait_for(moving(lab, 0.0), 90) is not None, process.communicate()
+        wait_until_it_moves(lab, process)
 
         # A command at each tick, neither more nor fewer.
         begun = time.monotonic()
@@ -149,7 +158,7 @@ def test_senders_that_come_and_go_at_random_moments(places, tmp_path):
     ports, rng = free_ports(), np.random.default_rng(0)
     with SmallLab(ports) as lab:
         process = start_command(*arguments(places, ports, "--log", tmp_path / "log"))
-        assert lab.wait_for(moving(lab, 0.0), 90) is not None
+        wait_until_it_moves(lab, process)
         late = []
         for _ in range(20):
             for sender in (lab.robot, lab.sensor, lab.cameras):
@@ -179,7 +188,7 @@ def test_whatever_a_killed_run_had_logged_is_there(places, tmp_path):
         for number in range(3):
             begun = time.monotonic()
             process = start_command(*arguments(places, ports, "--log", tmp_path / f"log{number}"))
-            assert lab.wait_for(moving(lab, begun), 90) is not None
+            wait_until_it_moves(lab, process, begun)
             time.sleep(1.0 + 0.37 * number)
             process.kill()
             killed = time.time()
