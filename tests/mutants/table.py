@@ -32,6 +32,10 @@ SAFETY = "tests/vla_jax/live/test_safety.py"
 CLOCK = "tests/vla_jax/live/test_sender_clock.py"
 ROWS = "tests/vla_jax/live/test_row_buffer.py"
 TICKS = "tests/vla_jax/live/test_ticks.py"
+WIRE = "tests/vla_jax/live/test_wire.py"
+ROW_ORDER = "tests/vla_jax/live/test_row_order.py"
+RECORDER = "tests/vla_jax/live/test_recorder.py"
+ARM = "tests/experiments/phantom/lab/test_arm.py"
 LIVE_LOOP = "tests/vla_jax/live/test_live_loop.py"
 LEGACY = "tests/vla_jax/recordings/test_legacy.py"
 CONVERSION = "tests/vla_jax/reference/test_reference_policy.py"
@@ -788,6 +792,44 @@ ON_A_ROBOT = [
             "if limit is None:",
             f"{LIVE_LOOP}::test_a_stream_that_stops_is_seen_between_ticks_and_its_return_goes_on",
         ),
+    ),
+    *_of(
+        "vla_jax/live/wire.py",
+        ("any size is read", "if len(datagram) != expected:", "if False:", WIRE),
+        (
+            "NaN is read",
+            "if not ((values >= low) & (values <= high)).all():",
+            "if (values > high).any():",
+            WIRE,
+        ),
+        ("the picture's size is not compared", "or size != len(jpeg)", "", WIRE),
+    ),
+    *_of(
+        "vla_jax/live/row_order.py",
+        ("rows as they came", 'np.argsort(own, kind="stable")', "np.arange(len(own))", ROW_ORDER),
+        ("times run back over a jump", "own[i] + self._offset > self._last", "True", ROW_ORDER),
+    ),
+    *_of(
+        "vla_jax/live/recorder.py",
+        (
+            "states that stop end nothing",
+            "message.time - self._episode.last > MIN_GAP_SECONDS",
+            "False",
+            f"{RECORDER}::test_where_states_stop_for_long_another_episode_begins",
+        ),
+        (
+            "damaged pictures are kept",
+            'check_picture("picture", picture.jpeg, ("JPEG",))',
+            "pass",
+            f"{RECORDER}::test_what_is_damaged_or_late_leaves_the_episode_whole",
+        ),
+    ),
+    *_of(
+        "experiments/phantom/lab/arm.py",
+        ("velocities never expire", "if in_force_s < STEP_S:", "if False:", ARM),
+        ("any speed", "self._velocity = np.clip(wanted, -largest, largest)", "self._velocity = wanted", ARM),
+        ("commands of the future", "self._inbox[0][1] <= start_s", "True", ARM),
+        ("no watchdog", ">= self._rules.watchdog_s", ">= 1e9", ARM),
     ),
 ]
 
