@@ -35,10 +35,6 @@ class LocalClock:
         """Returns the unix time in seconds."""
         return self._base + time.monotonic()
 
-    def monotonic(self, moment: float) -> float:
-        """Returns the monotonic clock's time at a unix time of this clock."""
-        return moment - self._base
-
 
 class SenderClock:
     """How far a sender's clock is from ours: a lower quantile of (receive − send time) over a sliding window.

@@ -46,6 +46,13 @@ def jpeg(seed=0):
     return file.getvalue()
 
 
+def damaged_state(rng):
+    """Returns parts of a message that begins like one of the robot's."""
+    topic = (wire.STATE_TOPIC, wire.END_TOPIC)[int(rng.integers(2))]
+    size = (68, 67, 0, 300)[int(rng.integers(4))]
+    return [topic, b"\xff" * 8 + rng.bytes(size)][: int(rng.integers(1, 3))]
+
+
 class Sender:
     """A thread that calls `send` at a rate with the socket that `connect` makes; killed and started at will."""
 
@@ -76,12 +83,16 @@ class Sender:
 
 
 class SmallLab:
-    """robot, cameras, sensor: the senders. commands: (monotonic time, command) as the arm gets them."""
+    """robot, cameras, sensor: the senders. commands: (monotonic time, command) as the arm gets them.
+
+    noise: where it is a generator, the robot sends damaged messages between its states.
+    """
 
     def __init__(self, ports, views=VIEWS, sensor_offset_s=3.0):
         self.ports, self.views, self.commands = ports, views, []
         self.pose = POSE.copy()
         self.force = FORCE
+        self.noise = None
         self._sensor_offset_s = sensor_offset_s
         self._context = zmq.Context()
         self._jpegs = [jpeg(i) for i in range(5)]
@@ -146,6 +157,8 @@ class SmallLab:
         if self._ends.is_set():
             self._ends.clear()
             publisher.send_multipart(wire.encode_end())
+        for _ in range(0 if self.noise is None else 5):
+            publisher.send_multipart(damaged_state(self.noise))
         now = time.time()
         publisher.send_multipart(
             wire.encode_state(wire.RobotState(now - 0.001, now, 0.0, np.zeros(6), self.pose))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import zmq
 
-from tests.vla_jax.live.small_lab import POSE, SmallLab, free_ports
+from tests.vla_jax.live.small_lab import POSE, SmallLab, damaged_state, free_ports
 from vla_jax.errors import UserError
 from vla_jax.live import wire
 from vla_jax.live.clock import LocalClock
@@ -55,6 +55,19 @@ def send_noise(ports, rng, number):
     udp.close()
 
 
+def publish_noise(ports, rng, number):
+    context = zmq.Context()
+    publisher = context.socket(zmq.PUB)
+    publisher.bind(f"tcp://127.0.0.1:{ports.robot_port}")
+    time.sleep(1.0)  # Until we have subscribed.
+    for i in range(number):
+        publisher.send_multipart(damaged_state(rng))
+        if i % 50 == 0:
+            time.sleep(0.002)  # It drops what waits for long.
+    publisher.close(linger=2000)
+    context.term()
+
+
 def test_everything_arrives_on_one_clock_and_noise_changes_nothing():
     ports, kept, clock = free_ports(), Kept(), LocalClock()
     receivers = Receivers(ports, kept, clock)
@@ -62,6 +75,7 @@ def test_everything_arrives_on_one_clock_and_noise_changes_nothing():
     try:
         with SmallLab(ports) as lab:
             wait_until(lambda: len(kept.states) > 50 and len(kept.batches) > 30 and len(kept.pictures) > 3)
+            lab.noise = np.random.default_rng(1)
             send_noise(ports, np.random.default_rng(0), 300)
             lab.end_episode()
             wait_until(lambda: kept.ends)
@@ -76,6 +90,7 @@ def test_everything_arrives_on_one_clock_and_noise_changes_nothing():
             assert -0.05 < batch.received - batch.times[-1] < 1.0
         assert {picture.view for picture in kept.pictures} == {"View1", "View2", "View3"}
         assert receivers.counts["cameras/damaged"] == 300
+        assert receivers.counts["robot/damaged"] > 5
         assert receivers.counts["sensor/damaged"] >= 300
         assert receivers.failure is None
         assert {name: jumps for name, (jumps, _) in receivers.jumps.items()} == dict.fromkeys(
@@ -164,7 +179,10 @@ def test_a_hundred_thousand_damaged_messages():
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         for _ in range(19):
             send_noise(ports, rng, 5_000)
+        publish_noise(ports, rng, 100_000)
         wait_until(lambda: receivers.counts["cameras/damaged"] >= 100_000, 60)
+        assert receivers.counts["robot/damaged"] > 50_000
+        assert not kept.ends
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000
         assert not any((kept.states, kept.pictures, kept.batches))
         with SmallLab(ports):
