@@ -128,11 +128,12 @@ def test_streams_do_not_wait_for_a_slow_disk(tmp_path, monkeypatch):
     recorder = EpisodeRecorder(tmp_path, prompt="P")
     monkeypatch.setattr(recorder_module.EpisodeFiles, "sync", lambda self: time.sleep(0.3))
     began = time.monotonic()
+    taken = 0
     while time.monotonic() < began + 0.6:
-        before = time.monotonic()
         recorder.state(state(recorder.counts["dropped"]))
-        assert time.monotonic() - before < 0.2
+        taken += 1
     recorder.close()
+    assert taken > 50  # Two would have waited for the disk.
     assert recorder.counts["dropped"] > 0
     assert recorder.failure is None
 
