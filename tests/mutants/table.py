@@ -434,6 +434,12 @@ NETWORKS = [
             "if begun <= tick < begun + len(chunk)",
             f"{CHUNKS}::test_a_late_chunk_gives_the_action_of_the_tick_and_the_arm_holds_before",
         ),
+        (
+            "one chunk's first action again and again",
+            "chunk[tick - begun]\n",
+            "chunk[0]\n",
+            f"{CHUNKS}::test_a_late_chunk_gives_the_action_of_the_tick_and_the_arm_holds_before",
+        ),
     ),
     *_of(
         "vla_jax/heads/diffusion.py",
@@ -577,8 +583,8 @@ DATA = [
         ("old episodes moved before new ones", "min(new or members,", "min(members,", SPLIT),
         (
             "held-out episodes trained on",
-            'elif "train" not in held_out and new:\n        splits[max(new,',
-            'elif "train" not in held_out:\n        splits[max(members,',
+            'elif "train" not in held_out and new:\n        chosen, side = max(new,',
+            'elif "train" not in held_out:\n        chosen, side = max(members,',
             SPLIT,
         ),
     ),
@@ -755,12 +761,6 @@ ACTING = [
             "return self.tick % self._settings.refresh_ticks == 0",
             "return True",
             f"{CLOSED_LOOP}::test_features_stay_until_they_are_refreshed_from_the_newest_pictures",
-        ),
-        (
-            "one chunk's first action again and again",
-            "self._chunks[-1][self.tick - self._decision_ticks[-1]]",
-            "self._chunks[-1][0]",
-            f"{CLOSED_LOOP}::test_the_first_actions_of_a_chunk_are_executed_before_the_next_prediction",
         ),
         (
             "one noise for all episodes",

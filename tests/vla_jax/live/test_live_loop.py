@@ -207,27 +207,24 @@ def test_a_force_beyond_its_limit_holds_the_arm_and_then_stops_it_for_good(world
     assert ("intervention", "force") in world.log.events
 
 
-def test_a_stream_that_stops_holds_the_arm_and_its_return_goes_on(world):
-    gone_at, back_at = [], []
+def test_a_stream_that_stops_is_seen_between_ticks_and_its_return_goes_on(world):
+    gone_at = []
 
     def changes(seconds):
-        is_gone = 0.65 < seconds < 1.8
+        is_gone = any(begin < seconds < begin + 0.7 for begin in (0.65, 1.75, 2.85))
         if is_gone and not gone_at:
             gone_at.append(time.monotonic())
-        if gone_at and not is_gone and not back_at:
-            back_at.append(time.monotonic())
         return {"no_state": is_gone}
 
-    world.run(LoopSettings(seconds=3.0), changes=changes)
-    while_gone = [
-        action
-        for at, action in world.link.moves
-        if gone_at[0] + 0.6 < at < back_at[0] and at < gone_at[0] + 1.1
-    ]
-    assert not any(np.any(action[:6]) for action in while_gone)
-    assert any(np.any(action[:6]) for at, action in world.link.moves if at > back_at[0])
+    world.run(LoopSettings(seconds=4.0), changes=changes)
+    after = [bool(np.any(action[:6])) for at, action in world.link.moves if at > gone_at[0]]
+    assert False in after
+    assert True in after[after.index(False) :]
+    # A hold that a look between ticks finds is a command beside those of the ticks; of three, a busy machine may
+    # leave some to the ticks.
+    assert len(world.link.moves) > sum(tick["sent"] for tick in world.log.ticks)
     assert ("intervention", "state too old") in world.log.events
-    assert [event for event, _ in world.log.events][-1] == "stop"
+    assert world.log.events[-1][0] == "stop"
 
 
 def test_an_episode_ends_and_the_next_state_begins_another(world):
