@@ -64,7 +64,7 @@ def same(read, value):
         {"deep": {1, 2}},
         2**70,
     ],
-    ids=str,
+    ids=["objects", "texts", "complex", "records", "time", "type", "set", "too large"],
 )
 def test_what_is_no_number_is_not_sent(value):
     with pytest.raises(MessageError, match="cannot be sent"):
