@@ -13,8 +13,12 @@ os.environ.setdefault(
 )
 os.environ["JAX_PLATFORMS"] = "cpu"
 
+import hypothesis
 import jax
 
+# How long an example takes says something about the machine, and nothing about the code.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 jax.config.update(
     "jax_numpy_rank_promotion", "raise"
 )  # No silent broadcasting between arrays of different rank.

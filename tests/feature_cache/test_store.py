@@ -78,7 +78,7 @@ def test_an_empty_cache_contains_nothing(tmp_path):
     assert not store.contains([key(1)]).any()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.lists(st.integers(0, 7), max_size=4), max_size=4))
 def test_any_division_into_shards_reads_alike(tmp_path_factory, groups):
     """Ragged records, records written twice and shards of any size."""
@@ -188,7 +188,7 @@ def test_a_flipped_bit_in_the_features_is_found_on_reading(tmp_path):
         store.read([key(1), key(2)])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_any_flipped_bit_is_found_by_verify_and_never_read(tmp_path_factory, data):
     cache = tmp_path_factory.mktemp("cache")
@@ -205,7 +205,7 @@ def test_any_flipped_bit_is_found_by_verify_and_never_read(tmp_path_factory, dat
         np.testing.assert_array_equal(record, features(i))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.data())
 def test_any_truncation_is_named_on_opening(tmp_path_factory, data):
     cache = tmp_path_factory.mktemp("cache")

@@ -41,7 +41,7 @@ def join(tmp_path, windows, end_times, dtype=np.float16, block=3):
 STREAM = sensor_rows(900)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(5, 80), st.integers(2, 60), st.integers(1, 5), st.integers(0, 3))
 def test_overlapping_windows_give_back_the_stream(tmp_path_factory, size, stride, block, jitter_seed):
     starts = np.arange(0, 900 - size + 1, min(stride, size))[:12]

@@ -154,7 +154,7 @@ def test_shapes_must_agree():
         action_metrics(np.zeros((2, 8, 7)), np.zeros((2, 7, 7)), LAB_ACTIONS)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(CHUNKS, st.randoms(use_true_random=False))
 def test_metrics_do_not_depend_on_the_order_of_samples(target, random):
     predicted = target + np.linspace(-1, 1, target.size).reshape(target.shape)
@@ -168,7 +168,7 @@ def test_metrics_do_not_depend_on_the_order_of_samples(target, random):
         )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(CHUNKS, CHUNKS)
 def test_bounds(predicted, target):
     predicted = np.resize(predicted, target.shape)
@@ -181,7 +181,7 @@ def test_bounds(predicted, target):
     json.dumps(metrics, allow_nan=False)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.floats(0.1, 10), st.floats(-3, 3))
 def test_correlation_ignores_scale_and_offset(scale, offset):
     _, target = chunks(samples=12, horizon=1)

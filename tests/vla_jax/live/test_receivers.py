@@ -157,7 +157,7 @@ def test_commands_reach_whoever_is_there_and_nothing_is_sent_later():
             wait_until(lambda: link.move(2 * action))
             assert link.stop()
             wait_until(lambda: len(lab.commands) == 2)
-            assert link.start()
+            wait_until(link.start)
             wait_until(lambda: len(lab.commands) == 3)
             commands = [command for _, command in lab.commands]
             np.testing.assert_allclose(commands[0].delta, 2 * action[:6])

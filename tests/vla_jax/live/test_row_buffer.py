@@ -35,7 +35,7 @@ def window(buffer, moment, max_age=1.0, rows=WINDOW):
     return buffer.window(moment, max_age, found), found
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.lists(st.integers(1, 15), min_size=1, max_size=60),
     st.randoms(use_true_random=False),

@@ -56,7 +56,7 @@ def test_what_is_within_all_limits_passes_unchanged():
     np.testing.assert_array_equal(decision.action, DOWN)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(
         arrays(

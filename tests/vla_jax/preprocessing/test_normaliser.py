@@ -100,7 +100,7 @@ def test_sensor_windows_have_unit_scale(data):
     assert abs(there[..., 1:].std() - 1) < 0.02
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(offset=st.floats(-30, 30))
 def test_an_offset_of_the_detector_changes_nothing(offset):
     rng = np.random.default_rng(1)

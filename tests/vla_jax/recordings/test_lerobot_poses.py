@@ -18,7 +18,7 @@ def recorded(turns: Rotation, convention: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize("convention", ["rotvec", "quat_xyzw", "quat_wxyz"])
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 2**32 - 1), degrees=st.sampled_from([0.0, 1e-7, 1.0, 60.0, 179.0]))
 def test_rotations_become_the_turn_from_each_to_the_next(convention, seed, degrees):
     rng = np.random.default_rng(seed)

@@ -35,7 +35,7 @@ values = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(values)
 def test_what_is_packed_is_unpacked(value):
     assert same(unpack(pack(value)), value)
