@@ -64,8 +64,8 @@ LEARNING = (
     ("model_type", "fusion", "options", "steps"),
     [
         ("regression", "concat", LEARNING, [120, 240]),
-        ("diffusion", "concat", (), [2, 4]),
-        ("regression", "none", (), [2, 4]),
+        pytest.param("diffusion", "concat", (), [2, 4], marks=pytest.mark.slow),
+        pytest.param("regression", "none", (), [2, 4], marks=pytest.mark.slow),
     ],
 )
 def test_a_policy_is_trained_and_judged(workspace, tmp_path, model_type, fusion, options, steps):
@@ -252,6 +252,7 @@ def test_what_cannot_be_rolled_out_is_refused_before_anything_is_written(
     assert not (tmp_path / "report").exists()
 
 
+@pytest.mark.slow
 def test_a_run_is_judged_in_closed_loop_while_it_trains(workspace, tmp_path):
     options = ("--state-enabled", "--rollout-every", 4, "--rollout-episodes", 1)
     shown = train(workspace, tmp_path / "run", *options, "--backbone", workspace / "backbone")

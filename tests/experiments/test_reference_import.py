@@ -57,6 +57,7 @@ def test_a_reference_cache_is_imported_and_trained_on(workspace, tmp_path):
     assert f"1 feature slots of width {WIDTH}" in trained.stderr
 
 
+@pytest.mark.slow
 def test_training_goes_on_without_what_is_missing_when_told_to(workspace, tmp_path):
     said = import_cache(workspace, tmp_path / "cache", data="timestamp").stdout
     dataset = PackedDataset.open(workspace / "timestamp")
