@@ -7,6 +7,7 @@ import time
 import numpy as np
 import pytest
 
+from tests.waiting import wait_until
 from vla_jax.contracts.specs import FeatureSpec
 from vla_jax.errors import UserError
 from vla_jax.live.buffers import PictureBuffer
@@ -29,13 +30,6 @@ class Echo:
 
 def refuse():
     raise UserError("another backbone")
-
-
-def wait_until(happened, seconds=20.0):
-    until = time.monotonic() + seconds
-    while not happened():
-        assert time.monotonic() < until
-        time.sleep(0.005)
 
 
 @pytest.fixture
@@ -63,23 +57,23 @@ def test_the_newest_pictures_become_features_and_a_dead_process_is_started_anew(
     try:
         features.wait_until_open()
         show(pictures, clock, "View1", b"12345")
-        wait_until(lambda: features.newest is not None)
+        wait_until(lambda: features.newest is not None, 20)
         found = features.newest
         np.testing.assert_array_equal(found.vl, [[5], [0]])
         np.testing.assert_array_equal(found.vl_mask, [True, False])
         assert found.oldest == pictures.newest(clock.now())["View1"].time
 
         show(pictures, clock, "View2", b"torn")
-        wait_until(lambda: features.damaged == 1)
+        wait_until(lambda: features.damaged == 1, 20)
         assert features.newest.number == 1
         time.sleep(0.001)
         show(pictures, clock, "View2", b"123")
-        wait_until(lambda: features.newest.number == 2)
+        wait_until(lambda: features.newest.number == 2, 20)
         np.testing.assert_array_equal(features.newest.vl, [[5], [3]])
 
         os.kill(features.pid, signal.SIGKILL)
         show(pictures, clock, "View1", b"1")
-        wait_until(lambda: features.deaths == 1)
+        wait_until(lambda: features.deaths == 1, 20)
 
         def shown_again():
             # Starting takes its time, after which pictures from before would be too old.

@@ -8,6 +8,7 @@ import pytest
 import zmq
 
 from tests.vla_jax.live.small_lab import POSE, SmallLab, damaged_state, free_ports
+from tests.waiting import wait_until
 from vla_jax.errors import UserError
 from vla_jax.live import wire
 from vla_jax.live.clock import LocalClock
@@ -30,13 +31,6 @@ class Kept:
 
     def episode_end(self, received):
         self.ends.append(received)
-
-
-def wait_until(happened, seconds=10.0):
-    until = time.monotonic() + seconds
-    while not happened():
-        assert time.monotonic() < until
-        time.sleep(0.005)
 
 
 def send_noise(ports, rng, number):

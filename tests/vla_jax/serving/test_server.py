@@ -12,6 +12,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from tests.vla_jax.serving.servers import HANDSHAKE, HOST, frame, raw_connection, request, running
+from tests.waiting import wait_until
 from vla_jax.serving.limits import Limits, message_bytes
 from vla_jax.serving.messages import pack, unpack
 from vla_jax.serving.service import PolicyService
@@ -181,13 +182,6 @@ def can_join(server):
         return False
     connection.close()
     return True
-
-
-def wait_until(condition, seconds=10):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_connections_that_say_nothing_or_half_hold_nobody_up(server):
