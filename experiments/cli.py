@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 import traceback
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,8 +61,10 @@ class Command(Generic[ArgumentsT]):
         )
         for noisy in _NOISY_LOGGERS:
             logging.getLogger(noisy).setLevel(logging.WARNING)
-        for thrower in () if debug else _TELL_AND_THROW:
-            logging.getLogger(thrower).setLevel(logging.CRITICAL)
+        if not debug:
+            for thrower in _TELL_AND_THROW:
+                logging.getLogger(thrower).setLevel(logging.CRITICAL)
+            sys.unraisablehook = _unless_in_a_native_thread
         try:
             status = self.main(self.parse([word for word in words if word != "--debug"]))
         except UserError as error:
@@ -109,6 +112,12 @@ class Command(Generic[ArgumentsT]):
             )
 
 
+def _unless_in_a_native_thread(args: "sys.UnraisableHookArgs") -> None:
+    """Leaves out what threads of libraries cannot raise to anyone: tensorstore's, where one failed write stops all."""
+    if args.object is not None or threading.current_thread() is threading.main_thread():
+        sys.__unraisablehook__(args)
+
+
 def _quiet_libraries() -> None:
     """Keeps what libraries' threads and their last words at exit would add to a fault of the disk that is told."""
     in_threads, at_exit = threading.excepthook, sys.unraisablehook
@@ -122,6 +131,7 @@ def _quiet_libraries() -> None:
             at_exit(args)
 
     threading.excepthook, sys.unraisablehook = in_thread, unraisable
+    warnings.simplefilter("ignore", RuntimeWarning)  # Of what was to be written after the fault.
 
 
 def _what_the_machine_lacks(error: OSError | MemoryError) -> str | None:

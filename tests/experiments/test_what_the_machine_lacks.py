@@ -59,10 +59,7 @@ def test_train_on_a_full_disk_loses_no_checkpoint(workspace, small_disk):
     done = run_command(
         "train", workspace.data, "--cache", workspace.cache, "--out", run, "--resume", status=2
     )  # fmt: skip
-    # Around it, threads of tensorstore print that the loop they would tell has ended.
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert "cannot write" in line
-    assert FULL in line
+    ends_in_one_line(done, "cannot write", FULL)
     assert resolve_checkpoint(run).name == "0"
 
 
