@@ -20,8 +20,11 @@ from feature_cache.store import ShardWriter
 from tests.commands import REPOSITORY, run_command
 from tests.pages import PAGES, fenced_blocks, run_blocks
 from tests.test_rooms import ROOMS
+from tests.vla_jax.evaluation.rollouts import lower
 from vla_jax.contracts.provenance import Provenance
 from vla_jax.dataset.packed_dataset import PackedDataset
+from vla_jax.evaluation.rollout_summary import Trial
+from vla_jax.reporting.rollout_report import rollout_arrays
 
 FORMATS = fenced_blocks(REPOSITORY / "docs" / "formats.md", "python")
 
@@ -110,18 +113,40 @@ def test_an_episode_is_drawn_beside_its_predictions(written, tmp_path):
         "predicted": written.actions(ticks) + 0.01,
     }
     np.savez(tmp_path / "predictions.npz", **report)
+    pixels = run_drawing("draw_episode.py", written.path, tmp_path / "drawn.png", f"policy={tmp_path}")
+    # The policy's blue and the needles' are there.
+    for colour in ((0x25, 0x63, 0xEB), (20, 60, 160)):
+        assert count(pixels, colour) > 100, colour
+
+
+def test_insertions_are_drawn_from_a_rollout_s_report(tmp_path):
+    trials = [Trial("sees", [lower(seed, steps=20) for seed in range(3)])]
+    trials += [Trial("blind", [lower(seed, steps=14) for seed in range(3)])]
+    np.savez(tmp_path / "rollouts.npz", **rollout_arrays(trials))
+    success, failure = (0x05, 0x96, 0x69), (0xD9, 0x77, 0x06)
+    seen = run_drawing("draw_rollouts.py", tmp_path, tmp_path / "seen.png", "sees=with sensor")
+    blind = run_drawing("draw_rollouts.py", tmp_path, tmp_path / "blind.png", "blind=without")
+    assert count(seen, success) > count(blind, success)
+    assert count(seen, failure) < count(blind, failure)
+
+
+def run_drawing(program, source, picture, *arguments):
+    """Runs a program of docs/ that draws a picture; returns its pixels [h, w, 3]."""
     subprocess.run(
-        [sys.executable, "docs/draw_episode.py", written.path, tmp_path / "drawn.png", f"policy={tmp_path}"],
+        [sys.executable, f"docs/{program}", source, picture, *arguments],
         cwd=REPOSITORY,
         check=True,
         env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
     )
-    with Image.open(tmp_path / "drawn.png") as drawn:
+    with Image.open(picture) as drawn:
         pixels = np.asarray(drawn.convert("RGB"), np.int32)
     assert pixels.shape[1] == 1350
-    # The policy's blue and the needles' are there.
-    for colour in ((0x25, 0x63, 0xEB), (20, 60, 160)):
-        assert (np.abs(pixels - colour).max(axis=-1) < 30).sum() > 100, colour
+    return pixels
+
+
+def count(pixels, colour):
+    """Counts the pixels that nearly have a colour."""
+    return (np.abs(pixels - colour).max(axis=-1) < 30).sum()
 
 
 @pytest.mark.parametrize("pooling", ["grid", "mean"])

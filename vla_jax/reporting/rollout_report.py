@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from vla_jax.contracts.environment import STOP
 from vla_jax.contracts.specs import ActionSpec
 from vla_jax.errors import UserError
 from vla_jax.evaluation.rollout_summary import Trial, rollout_json
@@ -51,8 +52,9 @@ def rollout_arrays(trials: Sequence[Trial]) -> dict[str, Any]:
     """Returns what was done, as arrays: episodes by trial and seed, their ticks one after another.
 
     Of each trial: run, setting. Of each episode: trial (row of the former), seed, success, failure ("" on success),
-    measure_NAME for each measure (NaN where it is not defined; 0 and 1 for no and yes), tick_begin, tick_end (rows of
-    the ticks; of its actions the last is one before). Of each tick: time_s, pose, action (NaN at an episode's last
+    measure_NAME for each measure (NaN where it is not defined; 0 and 1 for no and yes), stop_mm (how deep the tip
+    should stop; NaN where the environment does not say), tick_begin, tick_end (rows of the ticks; of its actions the
+    last is one before). Of each tick: time_s, pose, action (NaN at an episode's last
     tick), tip_mm [., 3] and force_n (NaN where the environment shows no scene). Of each decision: decision_episode,
     decision_tick, image_time_s.
     """
@@ -65,11 +67,12 @@ def rollout_arrays(trials: Sequence[Trial]) -> dict[str, Any]:
     lengths = np.array([len(rollout.time_s) for rollout in rollouts])
     ends = np.cumsum(lengths)
     outcomes = [rollout.outcome for rollout in rollouts]
-    tips, forces = [], []
+    tips, forces, stops = [], [], []
     for rollout in rollouts:
         scene, num_ticks = rollout.outcome.scene, len(rollout.time_s)
         tips.append(np.full((num_ticks, 3), np.nan) if scene is None else scene.tip_mm)
         forces.append(np.full(num_ticks, np.nan) if scene is None else scene.force_n)
+        stops.append(np.nan if scene is None else scene.layers_mm.get(STOP, np.nan))
     measures = {
         f"measure_{name}": np.array(
             [
@@ -87,6 +90,7 @@ def rollout_arrays(trials: Sequence[Trial]) -> dict[str, Any]:
         "success": np.array([outcome.success for outcome in outcomes]),
         "failure": np.array([outcome.failure or "" for outcome in outcomes]),
         **measures,
+        "stop_mm": np.array(stops),
         "tick_begin": ends - lengths,
         "tick_end": ends,
         "time_s": np.concatenate([rollout.time_s for rollout in rollouts]),

@@ -96,7 +96,7 @@ def _small(asked: _Asked) -> TrainConfig:
         sensor_noise=0.2,
         feature_noise=0.1,
         ema_decay=0.99,
-        validate_every=250,
+        validate_every=500,
         checkpoint_every=250,
         optimizer=OptimizerConfig(lr=1e-3, sensor_lr=1e-3, min_lr=1e-5, weight_decay=0.05),
         normalisation=_normalisation(asked.head),

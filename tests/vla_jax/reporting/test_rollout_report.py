@@ -62,6 +62,7 @@ def test_the_arrays_hold_every_tick_of_every_episode():
             np.testing.assert_array_equal(arrays["action"][ticks][:-1], episode.actions)
             assert np.isnan(arrays["action"][ticks][-1]).all()
             np.testing.assert_array_equal(arrays["tip_mm"][ticks], episode.outcome.scene.tip_mm)
+            assert arrays["stop_mm"][row] == episode.outcome.scene.layers_mm["stop"]
             decided = arrays["decision_tick"][arrays["decision_episode"] == row]
             np.testing.assert_array_equal(decided, episode.decision_tick)
     assert arrays["measure_depth_error_um"] == pytest.approx([0, 0, 0, 1200, 0, 0], abs=1e-6)
@@ -73,6 +74,7 @@ def test_what_an_environment_does_not_tell_is_nan():
     np.testing.assert_array_equal(arrays["measure_stopped"], [1.0, np.nan])
     assert np.isnan(arrays["tip_mm"]).all()
     assert arrays["tip_mm"].shape == (10, 3)
+    assert np.isnan(arrays["stop_mm"]).all()
 
 
 def test_the_page_needs_nothing_else_and_escapes_names(written):
