@@ -27,7 +27,11 @@ Run again, it continues where it stopped."""
 # run name: options of `experiments.train`
 POLICIES = {
     "regression": ("--model-type", "regression", "--fusion-strategy", "concat", "--state-enabled"),
-    "diffusion": ("--model-type", "diffusion", "--fusion-strategy", "concat", "--state-enabled"),
+    # Two noises for each sample teach as much from half the batch.
+    "diffusion": (
+        *("--model-type", "diffusion", "--fusion-strategy", "concat", "--state-enabled"),
+        *("--batch-size", "32"),
+    ),
     "vision-only": ("--model-type", "regression", "--fusion-strategy", "none", "--state-enabled"),
     "gated": ("--model-type", "regression", "--fusion-strategy", "gated", "--state-enabled"),
     "cross-attention": (
@@ -59,7 +63,7 @@ class Arguments:
     """Seed of the episodes."""
     policies: tuple[PolicyName, ...] = ("regression", "diffusion", "vision-only")
     """Which policies to train. Those of gated and cross-attention are regression policies with another fusion."""
-    steps: int = 1000
+    steps: int = 1500
     """Optimizer updates of each policy."""
 
 
