@@ -22,6 +22,7 @@ COMMANDS = {
     "evaluate": "judges a policy on recorded episodes",
     "rollout": "judges policies in closed loop in the simulated phantom",
     "serve": "answers requests for actions over the network, by openpi's protocol",
+    "bundle": "writes a policy as a folder that runs with jax and numpy alone, for a robot's computer",
     "live": "lets a policy act on a robot, from live streams",
     "live_report": "shows the log of a live run on one page",
     "compare": "tabulates training runs side by side",
