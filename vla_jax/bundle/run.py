@@ -77,7 +77,7 @@ class BundledPolicy:
         self._programs = programs
         self._compiled: dict[int, Any] = {}
 
-    def predict(self, *, key: jax.Array | None = None, **observation: Any) -> np.ndarray:
+    def predict(self, *, key: jax.Array | np.ndarray | None = None, **observation: Any) -> np.ndarray:
         """Returns the actions that follow each row, [b, horizon, actions] float32, in the units of the specs.
 
         observation: the specs' inputs, in recorded units; those that are not required may be None or left out, and
@@ -187,7 +187,7 @@ class BundledPolicy:
         return faults
 
 
-def _key_of_each_row(key: jax.Array | None, batch: int) -> dict[str, np.ndarray]:
+def _key_of_each_row(key: jax.Array | np.ndarray | None, batch: int) -> dict[str, np.ndarray]:
     """Returns the data of each row's key, and the number to fold into it; −1 where the row has a key of its own."""
     if key is None:
         key = jax.random.key(0)

@@ -27,6 +27,7 @@ CHUNK = np.random.default_rng(5).normal(size=(3, 8, 7)).astype(np.float32)
 STATE = np.tile(np.array([190.0, 0.0, 65.0, 1.0, -2.0, 3.0], np.float32), (3, 1))
 READS_STATE = {"state": StateEncoderConfig(columns=(3, 4, 5), hidden_dim=8)}
 KEY = jax.random.key(5)
+TWO_PASSES = MinimalIterativeConfig(hidden_dim=16, num_layers=1, num_heads=2)
 
 
 def bundled(policy, folder):
@@ -53,10 +54,9 @@ def check(policy, bundle, batch=3, **given):
 
 POLICIES = {
     "regression": lambda: tiny_policy(**READS_STATE),
-    "diffusion, cross attention": lambda: tiny_policy("diffusion", "cross_attention"),
-    "diffusion, ddpm in all steps, gated": lambda: tiny_policy("diffusion", "gated", sampler="ddpm"),
-    "flow, without sensor": lambda: tiny_policy("flow", data=replace(DATA, sensor=None)),
-    "vision only": lambda: tiny_policy(fusion="none"),
+    "diffusion": lambda: tiny_policy("diffusion", "gated", sampler="ddpm"),
+    "flow": lambda: tiny_policy("flow", "cross_attention", data=replace(DATA, sensor=None)),
+    "minimal iterative": lambda: InsertionPolicy(loaded_policy(replace(policy_config(), head=TWO_PASSES))),
 }
 
 
@@ -64,13 +64,27 @@ POLICIES = {
 def test_a_bundle_predicts_what_its_policy_predicts(name, tmp_path):
     policy = POLICIES[name]()
     bundle = bundled(policy, tmp_path)
-    state = {"state": STATE}
-    check(policy, bundle, **state, key=KEY)
-    check(policy, bundle, **state)
-    check(policy, bundle, **state, key=jax.random.split(KEY, 3))
-    check(policy, bundle, **state, key=jax.random.PRNGKey(7))
-    check(policy, bundle, **state, sensor=None, has_sensor=None)
-    check(policy, bundle, batch=1, **state, key=KEY)
+    check(policy, bundle, state=STATE, key=KEY)
+    check(policy, bundle, state=STATE, sensor=None, has_sensor=None)
+
+
+@pytest.fixture(scope="module")
+def drawing(tmp_path_factory):
+    """A policy that draws, of which vision is all, and its bundle."""
+    policy = tiny_policy("diffusion", "none")
+    return policy, bundled(policy, tmp_path_factory.mktemp("drawing"))
+
+
+def test_keys_are_the_policy_s(drawing):
+    by_default = check(*drawing)
+    other = check(*drawing, key=KEY)
+    assert np.abs(by_default - other).max() > 1e-3
+    check(*drawing, key=jax.random.PRNGKey(7))
+    check(*drawing, key=jax.random.split(KEY, 3))
+
+
+def test_a_single_row_has_a_program_of_its_own(drawing):
+    check(*drawing, batch=1, key=KEY)
 
 
 def test_promised_actions_are_given_as_to_the_policy(tmp_path):
@@ -153,9 +167,3 @@ def test_the_programs_are_for_processors_and_gpus_and_hold_no_weights(tmp_path):
             sizes[width, name] = len(content)
     for name in PROGRAMS.values():
         assert sizes[64, name] < 1.05 * sizes[16, name]
-
-
-def test_a_head_of_two_passes_is_bundled_too(tmp_path):
-    head = MinimalIterativeConfig(hidden_dim=16, num_layers=1, num_heads=2)
-    policy = InsertionPolicy(loaded_policy(replace(policy_config(), head=head)))
-    check(policy, bundled(policy, tmp_path))
