@@ -45,10 +45,9 @@ def load(folder: str | Path, *, batch_size: int = 1) -> "BundledPolicy":
     for name in (SPECS, *PROGRAMS.values()):
         _check(folder, name, checksums)
     specs = json.loads((folder / SPECS).read_bytes())
-    if specs.get("format") != FORMAT:
-        raise BundleError(
-            f"{folder} has format {specs.get('format')}, this is a reader of {FORMAT}; use its own run.py"
-        )
+    found = specs.get("format") if isinstance(specs, dict) else None
+    if found != FORMAT:
+        raise BundleError(f"{folder} has format {found}, this is a reader of {FORMAT}; use its own run.py")
     # Hashing the weights takes as long as all the rest.
     with ThreadPoolExecutor(1) as beside:
         checked = beside.submit(_check, folder, WEIGHTS, checksums)
