@@ -22,6 +22,7 @@ COMMANDS = {
     "evaluate": "judges a policy on recorded episodes",
     "rollout": "judges policies in closed loop in the simulated phantom",
     "serve": "answers requests for actions over the network, by openpi's protocol",
+    "bundle": "writes a policy as a folder that runs with jax and numpy alone, for a robot's computer",
     "live": "lets a policy act on a robot, from live streams",
     "live_report": "shows the log of a live run on one page",
     "compare": "tabulates training runs side by side",
@@ -35,6 +36,7 @@ COMMANDS = {
     "benchmarks.prepare": "times how fast episodes are packed",
     "benchmarks.lerobot": "times how fast LeRobot data sets' pictures are read, beside the lerobot package",
     "benchmarks.serving": "times a served policy with several clients, beside direct calls",
+    "benchmarks.first_action": "times a policy from a fresh process to its first action",
     "benchmarks.cache": "times the feature cache beside the reference's way",
 }
 """What `python -m experiments.NAME` and `vla-jax NAME` take, in the order of a project, and what each does."""

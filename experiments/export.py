@@ -30,22 +30,20 @@ FeatureOptions = options_for(Provenance, FEATURES)
 
 
 @dataclasses.dataclass(frozen=True)
-class Arguments:
-    data: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DATA")]
-    """Prepared data set (see `prepare`), or a folder of recorded episodes, whose pictures are then paired by its
-    defaults."""
-    backbone: str
-    """Qwen2.5-VL: a local directory, or a model hub's name such as Qwen/Qwen2.5-VL-3B-Instruct."""
-    cache: Path
-    """Feature cache to fill; what it already has is skipped."""
-    features: Annotated[object, tyro.conf.arg(name="", constructor=FeatureOptions)] = dataclasses.field(
-        default_factory=FeatureOptions
-    )
+class Encoding:
+    """How pictures become features, beside what the features' own options say."""
+
     image_size: str = "360x640"
     """HEIGHTxWIDTH, or a number of pixels: larger images are shrunk to this many pixels, keeping their shape; none
     is enlarged."""
     adapter: str | None = None
     """Directory of a PEFT LoRA adapter, merged into the backbone first."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Running:
+    """On what the backbone computes, and how fast."""
+
     compute_dtype: Literal["float32", "bfloat16"] | None = None
     """Number type of the backbone; by default bfloat16 on a GPU and float32 on a CPU."""
     device: str | None = None
@@ -56,9 +54,29 @@ class Arguments:
     """Threads that read and decode images; by default one per processor, at most 8."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    data: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DATA")]
+    """Prepared data set (see `prepare`), or a folder of recorded episodes, whose pictures are then paired by its
+    defaults."""
+    backbone: str
+    """Qwen2.5-VL: a local directory, or a model hub's name such as Qwen/Qwen2.5-VL-3B-Instruct."""
+    cache: Path
+    """Feature cache to fill; what it already has is skipped."""
+    features: Annotated[
+        object, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="feature", constructor=FeatureOptions)
+    ] = dataclasses.field(default_factory=FeatureOptions)
+    encoding: Annotated[Encoding, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="picture")] = (
+        dataclasses.field(default_factory=Encoding)
+    )
+    running: Annotated[Running, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="machine")] = dataclasses.field(
+        default_factory=Running
+    )
+
+
 def main(arguments: Arguments) -> int | None:
     require("export", "torch", "transformers", "tokenizers")
-    check_device(arguments.device)
+    check_device(arguments.running.device)
     num_workers = max(1, (os.cpu_count() or 1) // process_share()[1])
     # Only prompts and pictures are needed, and the features are found again when these episodes are prepared for
     # training: a key is made of both.
@@ -73,8 +91,9 @@ def _export(arguments: Arguments, dataset: PackedDataset) -> int | None:
     required = [dataset.records[i] for i in dataset.required_records()]
     if not required:
         raise UserError(f"{arguments.data}: nothing to export, no episode has samples with images")
+    encoding, running = arguments.encoding, arguments.running
     files = find_backbone(
-        arguments.backbone, max_pixels=parse_image_size(arguments.image_size), adapter=arguments.adapter
+        arguments.backbone, max_pixels=parse_image_size(encoding.image_size), adapter=encoding.adapter
     )
     provenance = files.provenance(**given(arguments.features, FEATURES))
     items = make_worklist(provenance.digest(), [(record.prompt, record.images) for record in required])
@@ -83,10 +102,10 @@ def _export(arguments: Arguments, dataset: PackedDataset) -> int | None:
         provenance,
         items,
         arguments.cache,
-        device=arguments.device,
-        compute_dtype=arguments.compute_dtype,
-        batch_tokens=arguments.batch_tokens,
-        num_threads=arguments.threads,
+        device=running.device,
+        compute_dtype=running.compute_dtype,
+        batch_tokens=running.batch_tokens,
+        num_threads=running.threads,
     )
     rank, num_ranks = process_share()
     rate = ""

@@ -2,18 +2,18 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated
 
 from rich.console import Console
 from rich.table import Table
-from tyro.conf import Positional, UseAppendAction, arg
+from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction, arg
 
 from experiments import cli
 from experiments.config_options import given, help_of, options_for
 from experiments.console import make_console, print_table
 from experiments.data import num_processors
+from experiments.option_groups import given_in_groups, group_of, grouped_options, in_groups
 from vla_jax.dataset.options import PrepareOptions
 from vla_jax.dataset.packed_dataset import PackedDataset
 from vla_jax.dataset.preparation import FaultyEpisodesError, PrepareResult, prepare
@@ -27,31 +27,32 @@ NUM_ROWS_SHOWN = 40
 
 
 SETTINGS = {
-    "action_hz": "episode.action_hz",
-    "horizon": "horizon",
-    "alignment": "episode.alignment",
-    "strict": "strict",
-    "val_fraction": "val_fraction",
-    "seed": "seed",
-    "instruction": "instruction",
-    "views": "episode.views",
-    "sensor": "episode.sensor",
-    "max_image_age": "episode.max_image_age",
-    "pose_units": "episode.pose_units",
-    "angle_units": "episode.angle_units",
-    "vlm_reuse_count": "vlm_reuse_count",
-    "sensor_window_size": "sensor_window_size",
-    "sensor_dtype": "episode.sensor_dtype",
+    "sample": {
+        "action_hz": "episode.action_hz",
+        "horizon": "horizon",
+        "alignment": "episode.alignment",
+        "max_image_age": "episode.max_image_age",
+        "vlm_reuse_count": "vlm_reuse_count",
+    },
+    "camera and sensor": {
+        "views": "episode.views",
+        "sensor": "episode.sensor",
+        "sensor_window_size": "sensor_window_size",
+        "sensor_dtype": "episode.sensor_dtype",
+    },
+    "unit": {
+        "pose_units": "episode.pose_units",
+        "angle_units": "episode.angle_units",
+    },
+    "episode": {
+        "strict": "strict",
+        "val_fraction": "val_fraction",
+        "seed": "seed",
+        "instruction": "instruction",
+    },
 }
-"""Option → the field of `PrepareOptions` that it sets."""
-SettingOptions = options_for(PrepareOptions, SETTINGS, values={"views": "VIEW [VIEW …]"})
-
-
-def _options_of_readers(known: Sequence[EpisodeReader]) -> type:
-    """Makes the options that only one reader has, of all readers."""
-    made = [options_for(reader.options, _names(reader)) for reader in known]
-    entries = [(entry.name, entry.type, entry.default) for each in made for entry in dataclasses.fields(each)]
-    return dataclasses.make_dataclass("ReaderOptions", entries, frozen=True)
+"""Group of options in help → option → the field of `PrepareOptions` that it sets."""
+SettingOptions = grouped_options(PrepareOptions, SETTINGS, values={"views": "VIEW [VIEW …]"})
 
 
 def _names(reader: EpisodeReader) -> dict[str, str]:
@@ -60,8 +61,23 @@ def _names(reader: EpisodeReader) -> dict[str, str]:
 
 
 # Those of other programs are registered before this module is imported.
-READERS = readers()
-ReaderOptions = _options_of_readers(READERS)
+READERS = {reader.kind: reader for reader in readers() if dataclasses.fields(reader.options)}
+"""Those that have options of their own, by the formats that are the titles of these in help."""
+ReaderOptions = in_groups(
+    {kind: options_for(reader.options, _names(reader)) for kind, reader in READERS.items()}
+)
+
+
+@dataclass(frozen=True)
+class BySource:
+    """What is said of single sources."""
+
+    weight: Annotated[
+        UseAppendAction[tuple[str, ...]], arg(metavar="NAME=NUMBER", help=help_of(PrepareOptions, "weights"))
+    ] = ()
+    prompt: Annotated[
+        UseAppendAction[tuple[str, ...]], arg(metavar="NAME=TEXT", help=help_of(PrepareOptions, "prompts"))
+    ] = ()
 
 
 @dataclass(frozen=True)
@@ -76,12 +92,7 @@ class Arguments:
     settings: Annotated[object, arg(name="", constructor=SettingOptions)] = field(
         default_factory=SettingOptions
     )
-    weight: Annotated[
-        UseAppendAction[tuple[str, ...]], arg(metavar="NAME=NUMBER", help=help_of(PrepareOptions, "weights"))
-    ] = ()
-    prompt: Annotated[
-        UseAppendAction[tuple[str, ...]], arg(metavar="NAME=TEXT", help=help_of(PrepareOptions, "prompts"))
-    ] = ()
+    by_source: Annotated[BySource, OmitArgPrefixes, arg(name="source")] = field(default_factory=BySource)
     readers: Annotated[object, arg(name="", constructor=ReaderOptions)] = field(default_factory=ReaderOptions)
     workers: int = 0
     """Processes that read episodes; 0 takes one per processor."""
@@ -89,12 +100,16 @@ class Arguments:
 
 def main(arguments: Arguments) -> None:
     """Packs the sources and prints what is in the data set and what was found wrong."""
-    weights = {name: _number(name, text) for name, text in _by_name("weight", arguments.weight).items()}
-    own = {reader.kind: reader.options(**given(arguments.readers, _names(reader))) for reader in READERS}
+    named = arguments.by_source
+    weights = {name: _number(name, text) for name, text in _by_name("weight", named.weight).items()}
+    own = {
+        kind: reader.options(**given(group_of(arguments.readers, kind), _names(reader)))
+        for kind, reader in READERS.items()
+    }
     settings = {
-        **given(arguments.settings, SETTINGS),
+        **given_in_groups(arguments.settings, SETTINGS),
         "episode.readers": own,
-        "prompts": _by_name("prompt", arguments.prompt),
+        "prompts": _by_name("prompt", named.prompt),
         "weights": weights,
         "num_workers": arguments.workers or num_processors(),
     }

@@ -25,6 +25,7 @@ ROOMS = (
     "vla_jax.heads",
     "vla_jax.preprocessing",
     "vla_jax.policy",
+    "vla_jax.bundle",
     "vla_jax.serving",
     "vla_jax.client",
     "vla_jax.training",

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from experiments import cache, export, tiny_backbone
-from experiments.export import FEATURES, Arguments, FeatureOptions
+from experiments.export import FEATURES, Arguments, Encoding, FeatureOptions, Running
+from experiments.usage_errors import option_names
 from feature_cache.store import FeatureStore
 from tests.commands import REPOSITORY, start_command
 from tests.vla_jax.recordings.recorded_episodes import write_data_set, write_windows_episode
@@ -45,8 +46,14 @@ def data(tmp_path_factory):
 
 def arguments(data, backbone, cache, **options):
     features = FeatureOptions(**{name: options.pop(name) for name in FEATURES if name in options})
-    own = {"features": features, "device": "cpu", "threads": 1}
-    return Arguments(data, backbone=str(backbone), cache=cache, **own, **options)
+    return Arguments(
+        data,
+        backbone=str(backbone),
+        cache=cache,
+        features=features,
+        encoding=Encoding(**options),
+        running=Running(device="cpu", threads=1),
+    )
 
 
 def test_a_data_set_is_exported_and_opens_with_its_features(data, backbone, tmp_path, capsys):
@@ -230,18 +237,21 @@ def test_users_mistakes_are_one_line(data, backbone, tmp_path):
     for change, message in [
         ({"data": tmp_path / "missing"}, "missing"),
         ({"backbone": str(tmp_path / "no")}, "no such directory"),
-        ({"image_size": "big"}, "write HEIGHTxWIDTH"),
+        ({"encoding": Encoding(image_size="big")}, "write HEIGHTxWIDTH"),
         ({"features": FeatureOptions(layer=7)}, "--layer 7"),
         ({"features": FeatureOptions(grid=0)}, "at least 1 cell"),
-        ({"adapter": str(tmp_path)}, "no LoRA adapter here"),
+        ({"encoding": Encoding(adapter=str(tmp_path))}, "no LoRA adapter here"),
     ]:
         with pytest.raises(UserError, match=message):
             export.main(dataclasses.replace(good, **change))
 
 
 def test_every_option_is_explained(capsys):
+    texts = {}
     for module in (export, tiny_backbone):
         with pytest.raises(SystemExit, match="0"):
             module.COMMAND.run(["--help"])
-        text = capsys.readouterr().out
-        assert text.count("--") >= len(dataclasses.fields(module.Arguments)) - 1
+        texts[module] = text = capsys.readouterr().out
+        assert text.count("--") >= len(option_names(module.Arguments))
+    for title in ("feature", "picture", "machine"):
+        assert f"╭─ {title} options ─" in texts[export]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from experiments import prepare
-from experiments.config_options import given
+from experiments.option_groups import given_in_groups, group_of
 from experiments.prepare import COMMAND, SETTINGS
 from tests.vla_jax.recordings.recorded_episodes import write_data_set, write_windows_episode
 from tests.vla_jax.recordings.test_legacy import write_legacy_episode
@@ -138,17 +138,19 @@ def test_weights_and_prompts_are_given_by_name(source, tmp_path, capsys):
 
 def test_every_option_is_a_documented_field(capsys):
     parsed = COMMAND.parse(["SOURCE", "--out", "D", "--match-limit-ms", "2.5", "--views", "b", "a"])
-    assert given(parsed.readers, {"match_limit_ms": "match_limit_ms"}) == {"match_limit_ms": 2.5}
+    assert group_of(parsed.readers, "capture").match_limit_ms == 2.5
     # What is not given is as in Python.
     assert replaced(
-        PrepareOptions(), given(parsed.settings, SETTINGS) | {"episode.views": None}
+        PrepareOptions(), given_in_groups(parsed.settings, SETTINGS) | {"episode.views": None}
     ) == PrepareOptions(episode=EpisodeOptions())
     with pytest.raises(SystemExit, match="0"):
         COMMAND.run(["--help"])
     shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "--views VIEW [VIEW …] Camera views to keep; all by default. (default: None)" in shown
     own = [entry.name for reader in readers() for entry in dataclasses.fields(reader.options)]
-    for option in (*SETTINGS, *own):
+    for title in (*SETTINGS, "source", "legacy", "capture", "lerobot"):
+        assert f"╭─ {title} options ─" in shown
+    for option in (*(option for group in SETTINGS.values() for option in group), *own):
         assert f"--{option.replace('_', '-')} " in shown.replace(",", " ")
 
 

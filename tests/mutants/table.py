@@ -50,6 +50,9 @@ SERVER = "tests/vla_jax/serving/test_server.py"
 ACCESS = "tests/vla_jax/serving/test_access.py"
 CLIENT = "tests/vla_jax/test_client.py"
 CONVERSION = "tests/vla_jax/reference/test_reference_policy.py"
+CHECKPOINTS = "tests/vla_jax/training/test_checkpoint.py"
+BUNDLED = "tests/vla_jax/bundle/test_bundled_policies.py"
+BUNDLE_FOLDER = "tests/vla_jax/bundle/test_bundle_folder.py"
 
 
 @dataclass(frozen=True)
@@ -794,7 +797,37 @@ ACTING = [
         ),
     ),
     *_of(
+        "vla_jax/bundle/run.py",
+        (
+            "a damaged bundle acts",
+            "if found != checksums.get(name):",
+            "if False:",
+            f"{BUNDLE_FOLDER}::test_a_changed_byte_is_noticed_before_anything_acts",
+        ),
+        (
+            "bundled actions that are not finite reach the robot",
+            "if not np.isfinite(actions).all():",
+            "if False:",
+            f"{BUNDLED}::test_inputs_that_do_not_fit_are_named",
+        ),
+    ),
+    *_of(
+        "vla_jax/bundle/writing.py",
+        (
+            "a row's own key is folded",
+            "fold < 0, keys",
+            "fold < -1, keys",
+            f"{BUNDLED}::test_keys_are_the_policy_s",
+        ),
+    ),
+    *_of(
         "vla_jax/policy/artifact.py",
+        (
+            "a damaged policy acts",
+            "checked.result()  #",
+            "pass  #",
+            f"{CHECKPOINTS}::test_a_policy_is_not_made_of_damaged_parts",
+        ),
         ("a policy acts by the live weights", "item = metadata.weights", 'item = "params"', HELD_OUT),
         ("centring not restored", 'centre_ascan=config.sensor == "centred"', "centre_ascan=False", HELD_OUT),
     ),

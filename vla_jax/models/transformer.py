@@ -31,7 +31,9 @@ def layer_norm(width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.LayerNorm
 
 
 def masked_softmax(
-    scores: Float[Array, "*axes k"], mask: Bool[Array, "*#axes #k"] | None
+    # `#axes`, but that a symbolic batch size cannot be compared with.
+    scores: Float[Array, "*axes k"],
+    mask: Bool[Array, "*broadcast #k"] | None,
 ) -> Float[Array, "*axes k"]:
     """Softmax over the last axis in float32, over the entries where `mask` holds; all zero where it holds nowhere."""
     scores = scores.astype(jnp.float32)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from vla_jax.contracts.observation import Observation
 from vla_jax.contracts.specs import DataSpec, FeatureSpec
@@ -17,6 +17,8 @@ from vla_jax.errors import UserError
 from vla_jax.policy.artifact import PolicyArtifact, load_policy
 from vla_jax.policy.prediction import predict_batch, row_keys
 from vla_jax.preprocessing.preprocessor import Preprocessor
+
+Weights = dict[str, Any]
 
 
 class InsertionPolicy:
@@ -34,6 +36,8 @@ class InsertionPolicy:
         guided: whether its denoising is drawn to the actions that are planned already.
         num_parameters: of the network.
         state_values: names of the values of the arm's state that it reads; () if it reads none.
+        slots_may_lack: whether slots that are left out are the same to it as slots that are masked.
+        weights: parameters, statistics and normaliser: all numbers that it was trained to.
     """
 
     def __init__(
@@ -74,17 +78,19 @@ class InsertionPolicy:
             raise UserError(
                 f"{loaded.path}: a {self.config.head.kind} policy cannot be guided: leave guided out"
             )
+        self.slots_may_lack: bool = loaded.normaliser.feature_offset.shape[0] == 1 and (
+            self.config.vl_pool == "attention" or self.config.fusion.masked_pool
+        )
         self._reads_sensor = self.config.uses_sensor and self.data.sensor is not None
-        structure, self._state = nnx.split(loaded.network)
-        self._preprocessor = Preprocessor(loaded.normaliser)
+        self._structure, state = nnx.split(loaded.network)
+        self.weights: Weights = {"network": state, "normaliser": loaded.normaliser}
+        self._sampling = sampling
         self._default_key = jax.random.key(0)
-
-        def act(state: nnx.State, preprocessor: Preprocessor, observation: Observation, key: jax.Array):
-            # A row's noise depends on its key alone, whatever the batch size.
-            keys = key if key.ndim else row_keys(key, jnp.arange(observation.batch_size))
-            return predict_batch(nnx.merge(structure, state), preprocessor, observation, keys, sampling)
-
-        self._compiled = jax.jit(act)
+        # The leaves alone: comparing what nnx keeps in a tree's nodes costs milliseconds of each call.
+        self._leaves, tree = jax.tree.flatten(self.weights)
+        self._compiled = jax.jit(
+            lambda leaves, observation, key: self.act(jax.tree.unflatten(tree, leaves), observation, key)
+        )
 
     @classmethod
     def from_checkpoint(
@@ -107,6 +113,20 @@ class InsertionPolicy:
         loaded = load_policy(Path(path), checkpoint=checkpoint)
         return cls(loaded, sampler=sampler, steps=steps, guided=guided)
 
+    def act(self, weights: Weights, observation: Observation, key: Key[Array, "*b"]) -> Float[Array, "b h a"]:
+        """`infer` as a traceable function of `weights`, of what `read` returns, and of a key: one, or one per row.
+
+        It checks nothing.
+        """
+        # A row's noise depends on its key alone, whatever the batch size.
+        keys = key if key.ndim else row_keys(key, jnp.arange(observation.batch_size))
+        network = nnx.merge(self._structure, weights["network"])
+        return predict_batch(network, Preprocessor(weights["normaliser"]), observation, keys, self._sampling)
+
+    def read(self, observation: Observation) -> Observation:
+        """Returns what of an observation the policy reads, complete, in the types that it is compiled for."""
+        return Observation(**self._as_read(_parts(observation)))
+
     def infer(self, observation: Observation, key: jax.Array | None = None) -> Float[np.ndarray, "b h a"]:
         """Returns the actions that follow each row of an observation, in recorded units, float32.
 
@@ -123,8 +143,7 @@ class InsertionPolicy:
             ValueError: shapes do not fit the policy (all disagreements are named), or an input that the policy
                 reads is not finite: such actions must not reach a robot.
         """
-        parts = {entry.name: getattr(observation, entry.name) for entry in fields(Observation)}
-        return self._infer(parts, key)
+        return self._infer(_parts(observation), key)
 
     def predict(
         self,
@@ -201,7 +220,7 @@ class InsertionPolicy:
         if faults:
             raise ValueError("predict: " + "; ".join(faults))
         observation = Observation(**read)
-        actions = np.asarray(self._compiled(self._state, self._preprocessor, observation, key))
+        actions = np.asarray(self._compiled(self._leaves, observation, key))
         if not np.isfinite(actions).all():
             raise ValueError(_blame(observation))
         return actions
@@ -290,6 +309,10 @@ class InsertionPolicy:
                 "previous chunk"
             )
         return faults
+
+
+def _parts(observation: Observation) -> dict[str, Any]:
+    return {entry.name: getattr(observation, entry.name) for entry in fields(Observation)}
 
 
 def _float32(value: Any) -> Any:

@@ -179,4 +179,19 @@ def _as_jax(array: ArrayLike | None) -> Array | None:
 
 def abstract_network(config: PolicyConfig) -> PolicyNetwork:
     """Returns the network with shapes in place of arrays: nothing is allocated, no initial value drawn."""
-    return nnx.eval_shape(lambda: PolicyNetwork(config, rngs=nnx.Rngs(0)))
+
+    def make() -> PolicyNetwork:
+        rngs = nnx.Rngs(0)
+        # pyrefly: ignore[missing-attribute]: streams are attributes that Rngs sets by their names
+        rngs.default = _SameKey(0, tag="default")
+        return PolicyNetwork(config, rngs=rngs)
+
+    return nnx.eval_shape(make)
+
+
+class _SameKey(nnx.RngStream):
+    """Gives one key again and again: of an abstract network only shapes are seen, and to count keys while tracing is
+    what would take most of its time."""
+
+    def __call__(self) -> Array:
+        return self.key[...]

@@ -54,7 +54,7 @@ class RequestSpec:
         """Returns what a policy can be asked with. takes_pictures: there is an encoder for its features."""
         config, data = policy.config, policy.data
         slots = (config.vl_slots, config.vl_dim)
-        shorter = _slots_may_lack(policy)
+        shorter = policy.slots_may_lack
         arrays = {
             "vl": ArrayInput(slots, True, "features, as in the training's cache", may_be_shorter=shorter),
             "vl_mask": ArrayInput(
@@ -120,10 +120,3 @@ def units(actions: ActionSpec) -> str:
 
 def _rate(hz: float | None) -> str:
     return f" at {hz:g} Hz" if hz else ""
-
-
-def _slots_may_lack(policy: InsertionPolicy) -> bool:
-    """Whether slots that are left out are the same to the policy as slots that are masked."""
-    config = policy.config
-    pads_alike = config.vl_pool == "attention" or config.fusion.masked_pool
-    return policy.loaded.normaliser.feature_offset.shape[0] == 1 and pads_alike

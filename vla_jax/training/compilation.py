@@ -1,6 +1,7 @@
 """The two functions that a run calls on the devices, compiled for its data, its mesh and what lives there."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -24,6 +25,34 @@ from vla_jax.training.validation import validation_metrics
 Scalars = Mapping[str, jax.Array]
 
 
+@dataclass(frozen=True)
+class CompiledUpdate:
+    """An update from the leaves of a state to those of the next.
+
+    Handing the state over as the tree that it is would cost several milliseconds of each update on the host, for
+    comparing what nnx keeps in its nodes.
+    """
+
+    compiled: jax.stages.Compiled
+    structure: Any
+    """Of the state."""
+
+    def __call__(
+        self,
+        preprocessor: Preprocessor,
+        leaves: list[jax.Array],
+        resident: ResidentArrays,
+        batch: Batch,
+        root_key: jax.Array,
+    ) -> tuple[list[jax.Array], Scalars]:
+        """Returns the next state's leaves and scalars to log; those that are given are donated."""
+        return self.compiled(preprocessor, leaves, resident, batch, root_key)
+
+    def state(self, leaves: list[jax.Array]) -> TrainState:
+        """Returns the state that has these leaves."""
+        return jax.tree.unflatten(self.structure, leaves)
+
+
 def compile_update(
     config: TrainConfig,
     optimizer: optax.GradientTransformation,
@@ -32,27 +61,29 @@ def compile_update(
     state: TrainState,
     batch: Batch,
     root_key: jax.Array,
-) -> jax.stages.Compiled:
+) -> CompiledUpdate:
     """Compiles the update ahead of time, so that nothing can be compiled again later.
 
-    It is called with (preprocessor, state, feed.resident, batch, root_key), donates the state, and returns the next
-    one and scalars to log. state, batch: as the first call's.
+    state, batch: as the first call's.
     """
-    structure = network_structure(config)
+    network = network_structure(config)
+    leaves, structure = jax.tree.flatten(state)
 
     def update(
         preprocessor: Preprocessor,
-        state: TrainState,
+        leaves: list[jax.Array],
         resident: ResidentArrays,
         batch: Batch,
         root_key: jax.Array,
-    ) -> tuple[TrainState, Scalars]:
-        batch = feed.complete(resident, batch)
-        return train_step(config, structure, optimizer, preprocessor, state, batch, root_key)
+    ) -> tuple[list[jax.Array], Scalars]:
+        batch, state = feed.complete(resident, batch), jax.tree.unflatten(structure, leaves)
+        state, scalars = train_step(config, network, optimizer, preprocessor, state, batch, root_key)
+        return jax.tree.leaves(state), scalars
 
-    placement = jax.tree.map(lambda leaf: leaf.sharding, state)
+    placement = [leaf.sharding for leaf in leaves]
     jitted = jax.jit(update, donate_argnums=1, out_shardings=(placement, replicated(feed.mesh)))
-    return jitted.lower(preprocessor, state, feed.resident, put_batch(feed.mesh, batch), root_key).compile()
+    lowered = jitted.lower(preprocessor, leaves, feed.resident, put_batch(feed.mesh, batch), root_key)
+    return CompiledUpdate(lowered.compile(), structure)
 
 
 def make_validation(

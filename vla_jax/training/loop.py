@@ -133,8 +133,8 @@ def train(
         began = time.perf_counter()
         update = compile_update(config, optimizer, fed, preprocessor, start.state, loader.batch(0), root_key)
         took = time.perf_counter() - began
-        refuse_update_beyond_memory(peak_memory(update), mesh)
-        announce(f"update compiled in {took:.1f} s; {describe_memory(update)}")
+        refuse_update_beyond_memory(peak_memory(update.compiled), mesh)
+        announce(f"update compiled in {took:.1f} s; {describe_memory(update.compiled)}")
         validate = make_validation(config, dataset, features, fed, preprocessor, root_key)
 
         with contextlib.ExitStack() as stack:
@@ -156,16 +156,16 @@ def train(
             )
             stack.enter_context(_keeping_bad_batches(run, loader, batches.index - start.step))
             judgements = None if closed_loop is None else Judgements(closed_loop)
-            state, step, metrics, stopping = start.state, start.step, start.metrics, False
+            leaves, step, metrics, stopping = jax.tree.leaves(start.state), start.step, start.metrics, False
             if other_data:
-                metrics = validate(state)
+                metrics = validate(start.state)
                 log.say(f"on the other data at step {step}: {describe_metrics(metrics)}")
             for step, batch, position in prefetched(
                 batches, mesh, start.step, config.steps, log.window.waited
             ):
-                state, scalars = update(preprocessor, state, fed.resident, batch, root_key)
+                leaves, scalars = update(preprocessor, leaves, fed.resident, batch, root_key)
                 log.add(scalars)
-                pace.updated(step, state.step)
+                pace.updated(step, scalars)
                 logs, validates, saves = (
                     step == config.steps or step % every == 0
                     for every in (config.log_every, config.validate_every, config.checkpoint_every)
@@ -174,7 +174,7 @@ def train(
                 if logs:
                     log.write_window(step)
                 if validates:
-                    validated = validate(state)
+                    validated = validate(update.state(leaves))
                     metrics = validated or metrics
                     if validated:
                         log.say(f"step {step}: {describe_metrics(validated)}")
@@ -183,7 +183,12 @@ def train(
                 if closed_loop is not None and judgements is not None and closed_loop.is_due(step, config):
                     checkpoint, saves = run / CHECKPOINTS / str(step), True
                     judged = judgements.judge(
-                        config, state, start.normaliser, dataset.spec, features.spec, checkpoint
+                        config,
+                        update.state(leaves),
+                        start.normaliser,
+                        dataset.spec,
+                        features.spec,
+                        checkpoint,
                     )
                     validated, metrics = validated | judged, metrics | judged
                     log.say(f"step {step}: {describe_closed_loop(judged)}")
@@ -194,6 +199,7 @@ def train(
                     stopping = any_process(stop.is_set)
                 if saves or stopping:
                     unlogged = log.window.fetch(step)
+                    state = update.state(leaves)
                     save(state, step=step, data_position=position, metrics=validated, unlogged=unlogged)
                     log.window.restart()
                 if stopping or (judgements is not None and judgements.is_enough):

@@ -20,7 +20,7 @@ class Pace:
         self._began = 0.0
 
     def updated(self, step: int, result: Any) -> None:
-        """Is told of every update. result: an array of its; waited for twice in a run, since updates are only begun."""
+        """Is told of every update. result: arrays of its; waited for twice in a run, since updates are only begun."""
         if step == self._first:
             jax.block_until_ready(result)
             self._began = time.perf_counter()
