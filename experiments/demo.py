@@ -92,7 +92,8 @@ def main(arguments: Arguments) -> int:
         run_command(
             "train",
             data,
-            *("--cache", cache, "--out", run, "--recipe", "small", "--resume", "--steps", arguments.steps),
+            *("--cache", cache, "--out", run, "--recipe", "small", "--resume"),
+            *("--steps", arguments.steps, "--validate-every", arguments.steps),
             *options,
         )
         run_command("evaluate", run, data, "--cache", cache, "--out", report)

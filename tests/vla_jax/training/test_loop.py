@@ -72,8 +72,9 @@ def test_feeding_from_the_devices_changes_nothing(workspace, from_host, tmp_path
     resident_result, resident_logged, lines = run(
         workspace, tmp_path / "run", debug_config(workspace), feed="device"
     )
-    assert losses(resident_logged) == losses(logged)
-    assert resident_result.metrics == result.metrics
+    # To a rounding: the tests' flags do not let XLA round what follows a gather as it does what follows a copy.
+    assert losses(resident_logged) == pytest.approx(losses(logged), rel=1e-5)
+    assert resident_result.metrics == pytest.approx(result.metrics, rel=1e-5)
     assert any("sensor stream and the features on the devices" in line for line in lines)
 
 
