@@ -29,7 +29,9 @@ class Policy:
 
 def chunk_of(call, prefix=None, length=0):
     """Each chunk names its call; what is promised comes back."""
-    chunk = np.full((HORIZON, LAB_ACTIONS.size), 0.01 * call, np.float32) + 0.001 * np.arange(HORIZON)[:, None]
+    chunk = (
+        np.full((HORIZON, LAB_ACTIONS.size), 0.01 * call, np.float32) + 0.001 * np.arange(HORIZON)[:, None]
+    )
     if prefix is not None:
         chunk[:length] = prefix[:length]
     return chunk.astype(np.float32)

@@ -171,11 +171,20 @@ def test_a_prefix_is_read_for_those_who_go_on_from_it():
 
 BAD_PREFIXES = [
     ({"prefix": np.ones((4, 7))}, "prefix has 4 actions, 3 can be promised: say how many with prefix_length"),
-    ({"prefix": np.ones((4, 7)), "prefix_length": 4}, "prefix_length is 4, expected a whole number from 0 to 3"),
-    ({"prefix": np.ones((2, 7)), "prefix_length": 3}, "prefix_length is 3, expected a whole number from 0 to 2"),
+    (
+        {"prefix": np.ones((4, 7)), "prefix_length": 4},
+        "prefix_length is 4, expected a whole number from 0 to 3",
+    ),
+    (
+        {"prefix": np.ones((2, 7)), "prefix_length": 3},
+        "prefix_length is 3, expected a whole number from 0 to 2",
+    ),
     ({"prefix": np.ones((2, 7)), "prefix_length": -1}, "prefix_length is -1"),
     ({"prefix_length": 1}, "prefix_length goes with prefix"),
-    ({"prefix": np.ones((9, 7))}, r"prefix has shape \[9, 7\], expected \[8, 7\] float32, or fewer of the first"),
+    (
+        {"prefix": np.ones((9, 7))},
+        r"prefix has shape \[9, 7\], expected \[8, 7\] float32, or fewer of the first",
+    ),
     ({"prefix": np.full((2, 7), np.nan)}, "prefix is not finite"),
 ]
 
