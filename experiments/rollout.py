@@ -14,7 +14,7 @@ from rich.table import Table
 from experiments import cli
 from experiments.acting import Acting
 from experiments.console import make_console
-from experiments.phantom.scenario_seeds import scenario_seeds
+from experiments.phantom.scenario_seeds import check_scenarios, scenarios
 from experiments.phantom_policies import MOST_PARALLEL, Encoders, PhantomWorld, insertions
 from experiments.rollout_plan import Handicaps, Planned, World, make_plan
 from vla_jax.contracts.specs import LAB_ACTIONS
@@ -46,6 +46,8 @@ class Arguments:
     """Scenarios."""
     seed: int = 1
     """Of the scenarios and of the policies' noise. No training episode has a scenario of any."""
+    marker: str | None = None
+    """Only scenarios with a marker of this colour (Red), as in `phantom.lab`."""
     checkpoint: str = "latest"
     """Which checkpoint of a training output directory: latest, or best by its validation error."""
     acting: Annotated[Acting, tyro.conf.arg(name="")] = field(default_factory=Acting)
@@ -125,7 +127,7 @@ def _episodes(arguments: Arguments, planned: Planned, encoders: Encoders) -> "Ge
     return insertions(
         planned.policy,
         encoders,
-        scenario_seeds(arguments.seed, arguments.episodes),
+        scenarios(arguments.seed, arguments.episodes, arguments.marker),
         planned.settings,
         world=PhantomWorld(planned.shift, arguments.world.nudges, arguments.record, planned.name),
         key_seed=arguments.seed,
@@ -151,7 +153,7 @@ def _check(arguments: Arguments) -> None:
         raise UserError(f"--parallel must be at least 1, not {arguments.parallel}")
     if arguments.workers < 0:
         raise UserError(f"--workers must not be negative, not {arguments.workers}")
-    scenario_seeds(arguments.seed, arguments.episodes)
+    check_scenarios(arguments.seed, arguments.episodes, arguments.marker)
     names = [run.resolve().name for run in arguments.runs]
     if not names:
         raise UserError("name at least one training output directory")

@@ -928,7 +928,13 @@ ON_A_ROBOT = [
     ),
     *_of(
         "vla_jax/live/clock.py",
-        ("the mean of delays", "np.partition(delays, rank)[rank]", "delays.mean()", CLOCK),
+        (
+            "the mean of delays",
+            "float(second if second - least > LONE_S else least)",
+            "float(delays.mean())",
+            CLOCK,
+        ),
+        ("one wrong stamp is enough", "second if second - least > LONE_S else least", "least", CLOCK),
         ("a jump is never believed", "if self._is_believed(excess):", "if False:", CLOCK),
         ("any stamp is believed", "return self.is_known and JUMP_S < excess", "return True or excess", CLOCK),
     ),
