@@ -13,7 +13,7 @@ from jaxtyping import Float
 from vla_jax.contracts.specs import DataSpec
 from vla_jax.live.clock import LocalClock
 from vla_jax.live.features import FeatureProcess
-from vla_jax.live.log import LiveLog
+from vla_jax.live.log import MEMORY, LiveLog
 from vla_jax.live.newest import NewestOfAll
 from vla_jax.live.observing import SENSOR, STATE, Seen
 from vla_jax.live.predicting import Prediction
@@ -148,7 +148,7 @@ class RunRecord:
             "age_ms": {name: None if age is None else 1e3 * age for name, age in self._ages(seen).items()},
             "clock_s": {name: each.offset for name, each in rows.items()},
             "sensor_to_command_ms": 1e3 * (sent_at - source) if is_measured else None,
-            "memory_mb": self._memory(),
+            MEMORY: self._memory(),
             "raw_action": facts.raw,
             "action": None if decision is None else decision.action,
             "pose": None if seen is None or seen.pose is None else seen.pose.copy(),
