@@ -66,8 +66,10 @@ def main(arguments: Arguments) -> int | None:
     make_report_directory(arguments.out)
     console = make_console()
     statuses = {"lab and live": _act(arguments)}
+    if not (arguments.out / "log" / "summary.json").exists():
+        raise UserError(f"live ended before it acted: {_last_line(arguments.out / 'live.txt')}")
     found = check_run(arguments.out / "lab", arguments.out / "log")
-    if arguments.episodes is not None:
+    if arguments.episodes is not None and found["features_age_ms"] is not None:
         statuses["rollout"] = _roll_out(arguments, found)
         found["rollout"] = _rollout_success(arguments.out / "rollout")
     with writing_to(arguments.out):
@@ -189,6 +191,11 @@ def _end_of(process: subprocess.Popen) -> int:
     except subprocess.TimeoutExpired:
         process.kill()
         return process.wait()
+
+
+def _last_line(output: Path) -> str:
+    lines = output.read_text(encoding="utf-8", errors="replace").split("\n")
+    return next((line for line in reversed(lines) if line.strip()), "it said nothing")
 
 
 def _words(options: object) -> list[str]:

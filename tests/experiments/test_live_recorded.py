@@ -11,6 +11,7 @@ from tests.commands import start_command
 from tests.vla_jax.live.live_policies import PROMPT, write_lab_policy
 from tests.vla_jax.live.small_lab import free_ports, port_options
 from vla_jax.data import EpisodeOptions, PrepareOptions, prepare
+from vla_jax.live.limit_options import LimitOptions
 from vla_jax.policy.insertion_policy import InsertionPolicy
 from vla_jax.recordings.windows import WindowsReader
 
@@ -43,8 +44,13 @@ def act(tmp_path, monkeypatch):
                 PROMPT,
                 log=tmp_path / "log",
                 record=tmp_path / "recorded",
-                seconds=240.0,
+                seconds=300.0,
+                wait=300.0,
                 ports=ports,
+                # A busy machine makes everything old.
+                limits=LimitOptions(
+                    state_age=5.0, sensor_age=5.0, camera_gap=5.0, feature_age=60.0, stop_after=300.0
+                ),
             )
         )
     finally:
@@ -61,7 +67,7 @@ def test_the_samples_that_were_acted_on_are_those_of_the_recording(tmp_path, mon
     assert len(ticks) == len(acted_on) >= SAMPLES
 
     options = PrepareOptions(episode=EpisodeOptions(sensor_dtype="float32"))
-    dataset = prepare([tmp_path / "recorded"], tmp_path / "data", options).dataset
+    dataset = prepare([str(tmp_path / "recorded")], tmp_path / "data", options).dataset
     recordings = [WindowsReader().read(dataset.folder(i)) for i in range(len(dataset.raw_episodes))]
     row_times = np.concatenate([recording.sensor.end_times for recording in recordings])
     stream = np.asarray(dataset.sensor)
