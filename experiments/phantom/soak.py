@@ -102,8 +102,10 @@ def lines(found: Mapping[str, Any]) -> Iterator[str]:
         )
     for name, age in found["ages"].items():
         if age is not None:
+            settled = age["within_when_settled"]
+            of_settled = "" if settled is None else f", {settled:.2%} from 10 s on"
             yield (
-                f"age of {name}: {age['within']:.2%} of {age['ticks']} ticks right within 5 ms "
+                f"age of {name}: {age['within']:.2%} of {age['ticks']} ticks right within 5 ms{of_settled} "
                 f"(p1 {age['p1_ms']:+.1f}, p99 {age['p99_ms']:+.1f}, most {age['largest_ms']:.1f} ms), "
                 f"{age['unknown']} unknown, newer ones overlooked in {age['overlooked']:.2%}"
             )

@@ -19,6 +19,8 @@ from vla_jax.live.log import SUMMARY_FILE, TICKS_FILE
 AGE_TOLERANCE_MS = 5.0
 RECEIVED_WITHIN_S = 0.02
 """What arrived so long before a tick should have been seen in it."""
+SETTLED_S = 10.0
+"""Until the estimate of a clock should be right (`vla_jax.live.clock`)."""
 WARM_S = 60.0
 """Until memory should be flat."""
 _STREAMS = {"sensor": ("sensor", 25.0), "state": ("robot", 1.0)}
@@ -79,21 +81,21 @@ def memory(ticks: Sequence[Mapping[str, Any]]) -> dict[str, float] | None:
 
 def ages(
     name: str, truth: Mapping[str, Float[np.ndarray, "n 4"]], ticks: Sequence[Mapping[str, Any]]
-) -> dict[str, float] | None:
+) -> dict[str, float | None] | None:
     """Returns how right the ages of a stream are in the ticks in which the arm was moved; None where it has none.
 
     truth: by the lab's stream; columns as `experiments.phantom.lab.report.TRUTH_COLUMNS`.
 
     Keys: ticks, median_ms, p1_ms, p99_ms and largest_ms of (age in the log − true age), within: share of ticks within
-    5 ms. unknown: ticks whose row the lab never sent. overlooked: share of ticks in which a row that had arrived 20 ms
-    before was not seen.
+    5 ms; within_when_settled: of those from 10 s on, None without any. unknown: ticks whose row the lab never sent.
+    overlooked: share of ticks in which a row that had arrived 20 ms before was not seen.
     """
     stream, width_ms = _STREAMS[name]
     sent = truth[stream]
     sent = sent[np.isfinite(sent[:, 3])]
     sent = sent[np.argsort(sent[:, 3], kind="stable")]
     taken, stamped, _, arrived = sent.T
-    errors, unknown, overlooked, count = [], 0, 0, 0
+    errors, settled, unknown, overlooked, count = [], [], 0, 0, 0
     for tick in ticks:
         age_ms = (tick.get("age_ms") or {}).get(name)
         if tick["mode"] != "run" or age_ms is None:
@@ -110,8 +112,10 @@ def ages(
         found = first + fits[np.argmin(np.abs(ahead_ms[fits]))]
         seen_taken = taken[found] - (stamped[found] - stamp)
         errors.append(1e3 * (age - (moment - seen_taken)))
+        if moment >= ticks[0]["timestamp"] + SETTLED_S:
+            settled.append(errors[-1])
         before = np.searchsorted(arrived, moment - RECEIVED_WITHIN_S)
-        overlooked += before > first and taken[first:before].max() > seen_taken + 1e-3
+        overlooked += bool(before > first and taken[first:before].max() > seen_taken + 1e-3)
     if not errors:
         return None
     p1, median, p99 = np.quantile(errors, [0.01, 0.5, 0.99]).tolist()
@@ -121,10 +125,15 @@ def ages(
         "p1_ms": p1,
         "p99_ms": p99,
         "largest_ms": float(np.abs(errors).max()),
-        "within": float(np.mean(np.abs(errors) <= AGE_TOLERANCE_MS)),
+        "within": _within(errors),
+        "within_when_settled": _within(settled) if settled else None,
         "unknown": unknown,
         "overlooked": overlooked / count,
     }
+
+
+def _within(errors_ms: Sequence[float]) -> float:
+    return float(np.mean(np.abs(errors_ms) <= AGE_TOLERANCE_MS))
 
 
 def _features_age(ticks: Sequence[Mapping[str, Any]]) -> dict[str, float] | None:

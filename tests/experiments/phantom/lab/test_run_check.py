@@ -74,6 +74,14 @@ def test_a_clock_that_is_estimated_wrong_is_found():
     assert found["within"] == 0.0
 
 
+def test_what_a_clock_is_off_before_it_is_known_is_told_apart():
+    known = truth()
+    made = [*ticks(known, error_s=0.007, count=100), *ticks(known, count=150)[100:]]
+    found = ages("sensor", known, made)
+    assert found["within"] == pytest.approx(50 / 150)
+    assert found["within_when_settled"] == 1.0
+
+
 def test_an_earlier_row_of_a_message_is_as_old_as_it_is():
     known = truth()
     made = ticks(known)
