@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 COMMANDS = {
     "phantom": "writes simulated needle insertions as episodes",
     "phantom.lab": "is the lab in real time: the phantom's streams over real sockets, and an arm that obeys",
+    "phantom.soak": "lets a policy act in the phantom's lab for long, and judges the run",
     "record": "writes live streams as episodes",
     "prepare": "checks recorded episodes, aligns them in time and packs them into a data set",
     "inspect": "shows what a packed data set holds",

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from experiments import cli
+from experiments.acting import Acting, rate_hz
 from experiments.console import make_console
-from vla_jax.contracts.specs import LAB_ACTIONS
 from vla_jax.errors import UserError
 from vla_jax.live.limit_options import LimitOptions
 from vla_jax.live.ports import LabPorts
@@ -38,28 +38,6 @@ before an arm moves."""
 
 FAULT_STATUS = 1
 """Of a run that nobody asked to end."""
-
-
-@dataclass(frozen=True)
-class Acting:
-    """How the policy acts."""
-
-    execute: int = 1
-    """Actions of a chunk that are executed before the next prediction."""
-    action_latency: int = 0
-    """Control ticks from what a chunk is predicted on until its actions are sent: 0 predicts within the tick, more
-    beside the ticks, for policies that take longer."""
-    ensemble: float | None = None
-    """Average what all chunks have for a tick, weighted by exp(-ENSEMBLE age), the oldest most."""
-    refresh: int | None = None
-    """Control ticks from one set of pictures that the backbone sees to the next, at least; as in the policy's data by
-    default."""
-    sampler: str | None = None
-    """How a diffusion policy denoises (ddim or ddpm); the checkpoint's own by default."""
-    sampling_steps: int | None = None
-    """Its denoising steps."""
-    seed: int = 0
-    """Of its noise."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +66,8 @@ class Arguments:
     """Seconds to wait for all streams at the beginning."""
     sensor: bool = True
     """Whether there is a sensor; without, the policy acts as it was trained to where a sensor is missing."""
+    seed: int = 0
+    """Of the noise of a policy that denoises."""
     start_joints: tuple[float, float, float, float, float, float] | None = None
     """Send the arm to these joints (degrees) before each episode; an episode begins when it is there."""
     start_pose: tuple[float, float, float, float, float, float] | None = None
@@ -107,7 +87,7 @@ def main(arguments: Arguments) -> int:
     _check(arguments)
     # JAX would take most of a GPU's memory, and the backbone's process needs some of the same one.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    policy = _policy(arguments)
+    policy = arguments.acting.policy(arguments.run, arguments.checkpoint)
     settings = _settings(arguments, policy)
     console = make_console()
     recorder = None
@@ -175,11 +155,11 @@ def _run(
             arguments.prompt,
             newest.pictures,
             clock,
-            period_s=_refresh_s(arguments.acting, policy),
+            period_s=arguments.acting.refresh_ticks(policy) / rate_hz(policy),
         )
         stack.callback(features.close)
         features.start()
-        predictor = Predictor(policy, seed=arguments.acting.seed, beside_ticks=settings.execution.latency > 0)
+        predictor = Predictor(policy, seed=arguments.seed, beside_ticks=settings.execution.latency > 0)
         stack.callback(predictor.close)
         try:
             features.wait_until_open(watch)
@@ -261,35 +241,13 @@ def _open_encoder(backbone: str, spec: "FeatureSpec", views: tuple[str, ...]) ->
     return FeatureEncoder.open(backbone, spec, views)
 
 
-def _policy(arguments: Arguments) -> "InsertionPolicy":
-    from vla_jax.policy.insertion_policy import InsertionPolicy
-
-    acting = arguments.acting
-    return InsertionPolicy.from_checkpoint(
-        arguments.run,
-        checkpoint=arguments.checkpoint,
-        sampler=acting.sampler,
-        steps=acting.sampling_steps,
-    )
-
-
 def _settings(arguments: Arguments, policy: "InsertionPolicy") -> "LoopSettings":
     from vla_jax.live.loop import LoopSettings
-    from vla_jax.policy.chunk_execution import Execution
 
     acting = arguments.acting
-    try:
-        execution = Execution(acting.execute, acting.action_latency, acting.ensemble)
-        execution.check_horizon(policy.data.actions.horizon)
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    return LoopSettings(execution, arguments.dry_run, arguments.seconds, arguments.episodes)
-
-
-def _refresh_s(acting: Acting, policy: "InsertionPolicy") -> float:
-    """Returns the seconds from one set of pictures to the next."""
-    rate_hz = policy.data.actions.rate_hz or LAB_ACTIONS.rate_hz or 10.0
-    return (acting.refresh or policy.data.refresh_ticks or 3) / rate_hz
+    return LoopSettings(
+        acting.execution(policy), acting.noise, arguments.dry_run, arguments.seconds, arguments.episodes
+    )
 
 
 def _start_command(arguments: Arguments) -> "Start | None":
@@ -307,9 +265,8 @@ def _check(arguments: Arguments) -> None:
         value = getattr(arguments, name)
         if value is not None and not 0 < value < math.inf:
             raise UserError(f"--{name} must be a number above 0, not {value:g}")
-    for name, value in (("episodes", arguments.episodes), ("refresh", arguments.acting.refresh)):
-        if value is not None and value < 1:
-            raise UserError(f"--{name} must be at least 1, not {value}")
+    if arguments.episodes is not None and arguments.episodes < 1:
+        raise UserError(f"--episodes must be at least 1, not {arguments.episodes}")
     if arguments.start_joints is not None and arguments.start_pose is not None:
         raise UserError("give --start-joints or --start-pose, not both")
     if arguments.lock_j6 and arguments.start_joints is None and arguments.start_pose is None:

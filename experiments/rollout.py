@@ -12,10 +12,11 @@ import tyro
 from rich.table import Table
 
 from experiments import cli
+from experiments.acting import Acting
 from experiments.console import make_console
-from experiments.phantom.scenario_seeds import scenario_seeds
+from experiments.phantom.scenario_seeds import check_scenarios, scenarios
 from experiments.phantom_policies import MOST_PARALLEL, Encoders, PhantomWorld, insertions
-from experiments.rollout_plan import Acting, Planned, World, make_plan
+from experiments.rollout_plan import Handicaps, Planned, World, make_plan
 from vla_jax.contracts.specs import LAB_ACTIONS
 from vla_jax.errors import UserError
 from vla_jax.reporting.page import number
@@ -45,9 +46,12 @@ class Arguments:
     """Scenarios."""
     seed: int = 1
     """Of the scenarios and of the policies' noise. No training episode has a scenario of any."""
+    marker: str | None = None
+    """Only scenarios with a marker of this colour (Red), as in `phantom.lab`."""
     checkpoint: str = "latest"
     """Which checkpoint of a training output directory: latest, or best by its validation error."""
     acting: Annotated[Acting, tyro.conf.arg(name="")] = field(default_factory=Acting)
+    handicaps: Annotated[Handicaps, tyro.conf.arg(name="")] = field(default_factory=Handicaps)
     world: Annotated[World, tyro.conf.arg(name="")] = field(default_factory=World)
     record: Path | None = None
     """Directory for the episodes as recorded, with what the demonstrator would have done at every tick, to train on
@@ -64,7 +68,9 @@ def main(arguments: Arguments) -> None:
     from vla_jax.reporting.rollout_report import write_rollouts
 
     _check(arguments)
-    plan = make_plan(arguments.runs, arguments.checkpoint, arguments.acting, arguments.world)
+    plan = make_plan(
+        arguments.runs, arguments.checkpoint, arguments.acting, arguments.handicaps, arguments.world
+    )
     if arguments.record is not None and len(plan) > len(arguments.runs):
         raise UserError(
             "--record takes one --feature-latency and one --shift: episodes of others are called alike"
@@ -121,7 +127,7 @@ def _episodes(arguments: Arguments, planned: Planned, encoders: Encoders) -> "Ge
     return insertions(
         planned.policy,
         encoders,
-        scenario_seeds(arguments.seed, arguments.episodes),
+        scenarios(arguments.seed, arguments.episodes, arguments.marker),
         planned.settings,
         world=PhantomWorld(planned.shift, arguments.world.nudges, arguments.record, planned.name),
         key_seed=arguments.seed,
@@ -147,7 +153,7 @@ def _check(arguments: Arguments) -> None:
         raise UserError(f"--parallel must be at least 1, not {arguments.parallel}")
     if arguments.workers < 0:
         raise UserError(f"--workers must not be negative, not {arguments.workers}")
-    scenario_seeds(arguments.seed, arguments.episodes)
+    check_scenarios(arguments.seed, arguments.episodes, arguments.marker)
     names = [run.resolve().name for run in arguments.runs]
     if not names:
         raise UserError("name at least one training output directory")
@@ -160,7 +166,7 @@ def _check(arguments: Arguments) -> None:
 def _asked(arguments: Arguments) -> dict[str, Any]:
     """Returns what was asked for, as JSON values."""
     values = dataclasses.asdict(arguments)
-    values |= values.pop("acting") | values.pop("world")
+    values |= values.pop("acting") | values.pop("handicaps") | values.pop("world")
     return {name: json.loads(json.dumps(value, default=str)) for name, value in values.items()}
 
 

@@ -50,6 +50,9 @@ class Arguments:
     """How a diffusion policy denoises; the checkpoint's own by default."""
     steps: int | None = None
     """Denoising steps of a diffusion policy; the checkpoint's own by default."""
+    guided: bool = False
+    """Draw the denoising of a policy that was trained without a prefix to the prefix of a request (real-time
+    chunking)."""
     max_batch: int = 8
     """Requests that are computed together, at most."""
     max_clients: int = 64
@@ -93,7 +96,11 @@ def _policy(arguments: Arguments) -> "InsertionPolicy":
     from vla_jax.policy.insertion_policy import InsertionPolicy
 
     return InsertionPolicy.from_checkpoint(
-        arguments.run, checkpoint=arguments.checkpoint, sampler=arguments.sampler, steps=arguments.steps
+        arguments.run,
+        checkpoint=arguments.checkpoint,
+        sampler=arguments.sampler,
+        steps=arguments.steps,
+        guided=arguments.guided,
     )
 
 

@@ -3,7 +3,9 @@
 import itertools
 from collections.abc import Sequence
 
+from experiments.phantom.scenario import MARKER_COLOURS
 from experiments.phantom.simulator import PhantomSimulator
+from vla_jax.contracts.checks import unknown_choice
 from vla_jax.errors import UserError
 
 SEEDS_APART = 1_000_000
@@ -24,13 +26,16 @@ def scenario_seeds(seed: int, episodes: int) -> range:
     return range(seed * SEEDS_APART, seed * SEEDS_APART + episodes)
 
 
-def seeds_of_marker(marker: str, seed: int, episodes: int) -> Sequence[int]:
-    """Returns the first seeds of `scenario_seeds` whose scenario has a marker of this colour, and so one prompt.
+def scenarios(seed: int, episodes: int, marker: str | None) -> Sequence[int]:
+    """Returns the seeds of so many scenarios: the first ones of `scenario_seeds`, or the first whose marker has this
+    colour, so that they have one prompt.
 
     Raises:
-        UserError: as `scenario_seeds`.
+        UserError: as `scenario_seeds`, or there is no such colour.
     """
-    scenario_seeds(seed, episodes)
+    check_scenarios(seed, episodes, marker)
+    if marker is None:
+        return scenario_seeds(seed, episodes)
     simulator = PhantomSimulator(has_sensor=False, has_images=False)
 
     def fits(each: int) -> bool:
@@ -38,3 +43,10 @@ def seeds_of_marker(marker: str, seed: int, episodes: int) -> Sequence[int]:
         return simulator.scenario.marker == marker
 
     return list(itertools.islice(filter(fits, scenario_seeds(seed, SEEDS_APART)), episodes))
+
+
+def check_scenarios(seed: int, episodes: int, marker: str | None) -> None:
+    """Raises UserError where `scenarios` would."""
+    scenario_seeds(seed, episodes)
+    if marker not in (None, *MARKER_COLOURS):
+        raise UserError(f"--marker {unknown_choice(marker, tuple(MARKER_COLOURS))}")

@@ -1,5 +1,6 @@
 """Bad calls of every command, and what each must be told: words in braces are places that `test_bad_calls.py` makes."""
 
+SOAK = "phantom.soak {run} --backbone {backbone} --out {new} "
 LIVE = "live {run} --backbone {backbone} --prompt insert "
 TRAIN = "train {data} --cache {cache} --out {new} "
 SETTINGS = TRAIN + "--recipe debug "
@@ -173,6 +174,11 @@ BAD_CALLS = (
     ("phantom.lab {new} --clock-offset nan", r"--clock-offset"),
     ("phantom.lab {new} --max-speed nan", r"--max-speed is 0 to 3600, not nan"),
     ("phantom.lab {file}", r"cannot write .*file"),
+    (SOAK + "--minutes 0", r"--minutes must be a number above 0, not 0"),
+    (SOAK + "--minutes 1 --episodes 1", r"give --minutes or --episodes, not both"),
+    (SOAK + "--episodes 0", r"--episodes must be at least 1"),
+    (SOAK + "--marker red", r"did you mean 'Red'\?"),
+    (SOAK + "--faults lsot=0.1", r"did you mean 'lost'\?"),
     ("record {new}", r"missing: --prompt"),
     ("record {new} --prompt=", r"--prompt is empty"),
     ("record {new} --prompt P --task ../up", r"is no folder's name"),
@@ -202,6 +208,9 @@ BAD_CALLS = (
     (LIVE + "--wait nan", r"--wait must be a number above 0, not nan"),
     (LIVE + "--episodes 0", r"--episodes must be at least 1, not 0"),
     (LIVE + "--refresh 0", r"--refresh must be at least 1, not 0"),
+    (LIVE + "--guided", r"a regression policy cannot be guided"),
+    (LIVE + "--action-latency 0.5", r"--action-latency 0.5 is no time; give control ticks"),
+    ("serve {run} --guided", r"a regression policy cannot be guided"),
     (LIVE + "--execute 0", r"execute must be at least 1, not 0"),
     (LIVE + "--action-latency 8", r"need a horizon of 9"),
     (LIVE + "--max-speed -1", r"--max-speed must be a number above 0, not -1"),

@@ -13,6 +13,7 @@ from tests.commands import start_command
 from tests.vla_jax.live.live_policies import PROMPT, write_lab_policy
 from tests.vla_jax.live.small_lab import SmallLab, free_ports, port_options
 from vla_jax.live import wire
+from vla_jax.recordings.unfinished import SENSOR_FILE, appended_rows
 
 
 @pytest.fixture(scope="module")
@@ -201,14 +202,14 @@ def test_senders_that_come_and_go_at_random_moments(places, tmp_path):
 
 
 @pytest.mark.slow
-def test_whatever_a_killed_run_had_logged_is_there(places, tmp_path):
-    ports = free_ports()
+def test_whatever_a_killed_run_had_logged_and_recorded_is_there(places, tmp_path):
+    ports, rng = free_ports(), np.random.default_rng(0)
     with SmallLab(ports) as lab:
-        for number in range(3):
-            begun = time.monotonic()
-            process = start_command(*arguments(places, ports, "--log", tmp_path / f"log{number}"))
+        for number in range(20):
+            begun, log, episodes = time.monotonic(), tmp_path / f"log{number}", tmp_path / f"episodes{number}"
+            process = start_command(*arguments(places, ports, "--log", log, "--record", episodes))
             wait_until_it_moves(lab, process, begun)
-            time.sleep(1.0 + 0.37 * number)
+            time.sleep(1.0 + rng.uniform(0, 1))
             process.kill()
             killed = time.time()
             process.communicate()
@@ -216,5 +217,9 @@ def test_whatever_a_killed_run_had_logged_is_there(places, tmp_path):
             sent = len(lab.commands)
             time.sleep(0.5)
             assert len(lab.commands) == sent  # Nothing of it goes on; the arm's own expiry stops it.
-            lines = (tmp_path / f"log{number}" / "ticks.jsonl").read_text().splitlines()
+            lines = (log / "ticks.jsonl").read_text().splitlines()
             assert killed - json.loads(lines[-2])["timestamp"] < 1.0
+            (states,) = episodes.rglob("robot_states.csv")
+            assert json.loads((states.parent / "metadata.json").read_text())["unfinished"] is True
+            assert killed - float(states.read_text().splitlines()[-2].partition(",")[0]) < 1.0
+            assert killed - appended_rows(states.parent / SENSOR_FILE)["time"][-1] < 1.0

@@ -942,16 +942,32 @@ MUTANTS = [*TRAINING, *NETWORKS, *DATA, *CACHE, *ACTING, *SERVING]
 ON_A_ROBOT = [
     *_of(
         "vla_jax/live/safety.py",
-        ("speed not cut", "slow = np.clip(action, limits.low, limits.high)", "slow = action", SAFETY),
+        (
+            "speed not cut",
+            "slow = cut_speed(action, limits.low, limits.high, limits.groups)",
+            "slow = action",
+            SAFETY,
+        ),
         ("an old stream moves the arm", "elif age > limit:", "elif age < limit:", SAFETY),
         ("a missing stream moves the arm", "if age is None:", "if age is None and False:", SAFETY),
         ("a hold never stops", ">= self.limits.stop_after_s", ">= 1e9", SAFETY),
-        ("braking is cut", "np.abs(smooth) > np.abs(slow), slowed", "np.abs(smooth) < 0, slowed", SAFETY),
-        ("the workspace is anywhere", "beyond = (below > 0) | (above > 0)", "beyond = below > 1e9", SAFETY),
+        ("the workspace is anywhere", '["workspace"] if astray.any() else []', "[]", SAFETY),
+    ),
+    *_of(
+        "vla_jax/live/cutting.py",
+        ("braking is cut", "np.minimum(np.abs(action), np.abs(previous))", "np.abs(previous)", SAFETY),
+        ("cut axes leave the way", "share[list(group)].min(initial=1.0)", "share[list(group)]", SAFETY),
+        ("motion over the edge", "np.where(moved > 0, high - at, at - low)", "0 * at + 1e9", SAFETY),
     ),
     *_of(
         "vla_jax/live/clock.py",
-        ("the mean of delays", "np.partition(delays, rank)[rank]", "delays.mean()", CLOCK),
+        (
+            "the mean of delays",
+            "float(second if second - least > LONE_S else least)",
+            "float(delays.mean())",
+            CLOCK,
+        ),
+        ("one wrong stamp is enough", "second if second - least > LONE_S else least", "least", CLOCK),
         ("a jump is never believed", "if self._is_believed(excess):", "if False:", CLOCK),
         ("any stamp is believed", "return self.is_known and JUMP_S < excess", "return True or excess", CLOCK),
     ),

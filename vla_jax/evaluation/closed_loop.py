@@ -14,7 +14,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ from vla_jax.contracts.environment import Outcome, Reading
 from vla_jax.contracts.feature_encoder import FeatureEncoder
 from vla_jax.contracts.specs import ActionSpec
 from vla_jax.evaluation.environments import Environments
-from vla_jax.policy.chunk_execution import ChunkQueue, Execution
+from vla_jax.policy.chunk_execution import ChunkQueue, Execution, Noise, num_promised, plan_arguments
 from vla_jax.policy.insertion_policy import InsertionPolicy
 
 Predict = Callable[..., Float[np.ndarray, "b h a"]]
@@ -62,7 +62,6 @@ class Inputs:
         )
 
 
-Noise = Literal["chunk", "episode"]
 Stretch = tuple[float, float]
 """Seconds since the episode's start, from and up to."""
 
@@ -84,8 +83,7 @@ class RolloutSettings:
     views_lost: Stretch | None = None
     """When all pictures are gone."""
     noise: Noise = "chunk"
-    """How often a policy's noise is drawn: anew for each chunk, or once for each episode, so that what changes from a
-    chunk to the next is not the noise."""
+    """How often a policy's noise is drawn."""
 
     def __post_init__(self) -> None:
         for name in ("refresh_ticks", "max_ticks"):
@@ -237,8 +235,9 @@ class _Episode:
 
     @property
     def num_promised(self) -> int:
-        """How many of them will be executed, whatever is predicted now."""
-        return self._settings.execution.latency
+        """How many of them the policy is told to be promised."""
+        inputs = self._inputs
+        return num_promised(self._settings.execution, prefix_max=inputs.prefix, guided=inputs.guided)
 
     @property
     def draw(self) -> int:
@@ -323,25 +322,13 @@ def _decide(
         previous = np.stack([row.previous_action for row in rows])
         arguments["z_chunk"] = np.repeat(previous[:, None], rows[0].horizon, axis=1)
     if inputs.prefix or inputs.guided:
-        arguments |= _planned(rows, inputs)
+        arguments |= plan_arguments(
+            [row.plan for row in rows], [row.num_promised for row in rows], rows[0].horizon
+        )
     vl, vl_mask = (np.stack([getattr(row.features, name) for row in rows]) for name in ("vl", "vl_mask"))
     chunks = np.asarray(predict(vl, vl_mask, sensor, has_sensor, **arguments))
     for episode, chunk in zip(episodes, chunks, strict=False):
         episode.decide(chunk)
-
-
-def _planned(rows: Sequence[_Episode], inputs: Inputs) -> dict[str, np.ndarray]:
-    """Returns what is planned of each episode, and how much of it is promised."""
-    plans = [row.plan for row in rows]
-    promised = [row.num_promised if inputs.guided else min(row.num_promised, inputs.prefix) for row in rows]
-    prefix = np.zeros((len(rows), rows[0].horizon, plans[0].shape[1]), np.float32)
-    for filled, plan in zip(prefix, plans, strict=True):
-        filled[: len(plan)] = plan
-    return {
-        "prefix": prefix,
-        "prefix_length": np.array(promised),
-        "plan_length": np.array([len(plan) for plan in plans]),
-    }
 
 
 @jax.jit

@@ -85,6 +85,11 @@ class RowBuffer:
         """When something last came; −inf before."""
         return self._newest_received
 
+    @property
+    def offset(self) -> float:
+        """What is added to the sender's times, seconds."""
+        return self._offset
+
     def __len__(self) -> int:
         return min(self._count, self._capacity)
 

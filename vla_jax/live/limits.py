@@ -42,6 +42,10 @@ def make_limits(
         max_change=change.astype(np.float32),
         pose_low=pose_low,
         pose_high=pose_high,
+        groups=[
+            [axis for axis in policy.data.actions.dims(unit) if not is_constant[axis]]
+            for unit in ("mm", "deg")
+        ],
         angles=angles,
         force=_force(options, policy),
         max_age_s=ages,

@@ -21,7 +21,8 @@ from vla_jax.storage.replacing import replace_text
 TICKS_FILE, SUMMARY_FILE = "ticks.jsonl", "summary.json"
 _MAX_WAITING = 10_000
 TIMINGS = ("late_ms", "sensor_encoding_time", "action_prediction_time", "total_time", "sensor_to_command_ms")
-"""Numbers of a tick that the summary has the distribution of; `age_ms` as well, each of its entries."""
+"""Times of a tick in ms that the summary has the distribution of, as of each entry of `age_ms`, and of MEMORY."""
+MEMORY = "memory_mb"
 
 
 class LiveLog:
@@ -115,7 +116,7 @@ def summary_of_lines(lines: Iterable[str]) -> dict[str, Any]:
         if entry.get("intervention"):
             interventions.update(entry.get("reasons") or [entry["intervention"]])
         ages = {f"age_ms/{name}": age for name, age in (entry.get("age_ms") or {}).items()}
-        for name, value in ({name: entry.get(name) for name in TIMINGS} | ages).items():
+        for name, value in ({name: entry.get(name) for name in (*TIMINGS, MEMORY)} | ages).items():
             if value is not None:
                 values[name].append(value)
     return {

@@ -33,7 +33,6 @@ class Predictor:
         self._policy = policy
         self._draws = policy.sampler is not None
         self._key = jax.random.key(seed)
-        self._count = 0
         self._pool = ThreadPoolExecutor(1, "predict") if beside_ticks else None
         self._under_way: Future[Prediction] | None = None
         self._own: dict[str, np.ndarray] | None = None
@@ -44,18 +43,17 @@ class Predictor:
         """Whether what was asked for has not been collected yet."""
         return self._under_way is not None
 
-    def ask(self, tick: int, parts: Mapping[str, Any]) -> Prediction | None:
+    def ask(self, tick: int, parts: Mapping[str, Any], draw: int) -> Prediction | None:
         """Predicts on an observation, whose arrays may be written again afterwards; returns the chunk, or None where
-        it will be collected later."""
-        self._count += 1
+        it will be collected later. draw: which of its noises a policy that denoises draws."""
         if self._pool is None:
-            return self._predict(tick, self._count, parts)
+            return self._predict(tick, draw, parts)
         if self._own is None:
             self._own = {name: np.array(part) for name, part in parts.items() if part is not None}
         for name, part in self._own.items():
             np.copyto(part, parts[name])
         own = dict.fromkeys(parts) | self._own
-        self._under_way = self._pool.submit(self._predict, tick, self._count, own)
+        self._under_way = self._pool.submit(self._predict, tick, draw, own)
         return None
 
     def collect(self) -> Prediction | None:
@@ -70,10 +68,10 @@ class Predictor:
         if self._pool is not None:
             self._pool.shutdown()
 
-    def _predict(self, tick: int, count: int, parts: Mapping[str, Any]) -> Prediction:
+    def _predict(self, tick: int, draw: int, parts: Mapping[str, Any]) -> Prediction:
         begun = time.monotonic()
         try:
-            key = {"key": jax.random.fold_in(self._key, count)} if self._draws else {}
+            key = {"key": jax.random.fold_in(self._key, draw)} if self._draws else {}
             (chunk,) = self._policy.predict(**parts, **key)
             return Prediction(tick, chunk, time.monotonic() - begun)
         except ValueError as error:

@@ -1,7 +1,8 @@
 """What may reach the arm, whatever the network says: limits, and what happens where one is violated.
 
-A state machine without clocks, files or sockets. Three outcomes at each tick: the action, the action cut to the limits,
-or a hold (nothing moves); a hold that lasts becomes a stop, which is final.
+A state machine without clocks, files or sockets. Three outcomes at each tick: the action, the action cut to the limits
+along its way (`cutting`), or a hold (nothing moves) where the arm is outside its workspace, the force is beyond its
+limit, or what is known is missing or old; a hold that lasts becomes a stop, which is final.
 """
 
 import math
@@ -12,11 +13,12 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float
 
+from vla_jax.live.cutting import cut_acceleration, cut_speed, cut_to_workspace
 from vla_jax.live.observing import Seen
 
 Intervention = Literal["limit", "hold", "stop"]
-GROSS = 2.0
-"""An action beyond so many times a limit is not cut but refused: whatever made it does not know what it does."""
+GROSS = 10.0
+"""An action beyond so many times a limit is not cut but refused: it is no motion, but a broken policy."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ class SafetyLimits:
     pose_low: Float[np.ndarray, " p"]
     """Smallest values that the pose may come to; −inf where nothing is asked."""
     pose_high: Float[np.ndarray, " p"]
+    groups: Sequence[Sequence[int]] = ()
+    """Action dimensions that are one motion, and keep its direction when one of them is cut."""
     angles: Sequence[int] = ()
     """Which of the pose's values are angles in degrees: compared by the shorter way round."""
     force: tuple[float, float] = (-math.inf, math.inf)
@@ -109,8 +113,7 @@ class SafetyMonitor:
         elif not np.isfinite(action).all():
             faults.append("action not finite")
         elif not faults:
-            action, cut, gross = self._cut(np.asarray(action, np.float32))
-            faults += gross or self._outside(action, seen.pose)
+            action, cut, faults = self._cut(np.asarray(action, np.float32), seen.pose)
         if faults or action is None:
             return self._hold(moment, tuple(faults))
         self._held_since, self._previous = None, action
@@ -136,41 +139,27 @@ class SafetyMonitor:
             return self.stop(f"held for {self.limits.stop_after_s:g} s: {', '.join(reasons)}")
         return Decision(self._still, "hold", reasons)
 
-    def _cut(self, action: np.ndarray) -> tuple[np.ndarray, list[str], list[str]]:
-        """Returns the action within speed and acceleration, what was cut, and what is too far off to be cut."""
+    def _cut(self, action: np.ndarray, pose: np.ndarray | None) -> tuple[np.ndarray, list[str], list[str]]:
+        """Returns the action within speed, acceleration and workspace, what was cut, and why it is refused."""
         limits, cut = self.limits, []
-        gross = ["speed far beyond its limit"] if self._is_gross(action) else []
-        slow = np.clip(action, limits.low, limits.high)
+        if self._is_gross(action):
+            return action, [], ["speed far beyond its limit"]
+        if pose is None:
+            return action, [], ["no state"]
+        slow = cut_speed(action, limits.low, limits.high, limits.groups)
         if (slow != action).any():
             cut.append("speed")
-        smooth = np.clip(slow, self._previous - limits.max_change, self._previous + limits.max_change)
-        # An arm may always be slowed: what is cut must not be faster than what was asked for.
-        slowed = np.where(smooth * slow > 0, slow, 0.0)
-        smooth = np.where(np.abs(smooth) > np.abs(slow), slowed, smooth)
+        smooth = cut_acceleration(slow, self._previous, limits.max_change, limits.groups)
         if (smooth != slow).any():
             cut.append("acceleration")
-        return smooth.astype(np.float32), cut, gross
+        inside, astray = cut_to_workspace(
+            smooth, pose, limits.pose_low, limits.pose_high, limits.angles, limits.groups
+        )
+        if (inside != smooth).any():
+            cut.append("workspace")
+        return inside.astype(np.float32), cut, ["workspace"] if astray.any() else []
 
     def _is_gross(self, action: np.ndarray) -> bool:
         limits = self.limits
         largest = np.maximum(np.abs(limits.low), np.abs(limits.high))
         return bool((np.abs(action) > GROSS * largest).any())
-
-    def _outside(self, action: np.ndarray, pose: np.ndarray | None) -> list[str]:
-        if pose is None:
-            return ["no state"]
-        limits, size = self.limits, len(self.limits.pose_low)
-        after = pose[:size] + action[:size]
-        below, above = limits.pose_low - after, after - limits.pose_high
-        for axis in self.limits.angles:
-            middle = (limits.pose_low[axis] + limits.pose_high[axis]) / 2
-            if np.isfinite(middle):
-                away = abs((after[axis] - middle + 180.0) % 360.0 - 180.0)
-                below[axis] = above[axis] = away - (limits.pose_high[axis] - limits.pose_low[axis]) / 2
-        beyond = (below > 0) | (above > 0)
-        # Nobody may be kept from coming back in.
-        moved = action[:size]
-        returns = np.where(below > 0, moved > 0, moved < 0)
-        for axis in limits.angles:
-            returns[axis] = False
-        return ["workspace"] if (beyond & ~returns).any() else []

@@ -1,10 +1,16 @@
 """From predicted chunks to the action of a tick: the same on a robot and in a simulated closed loop."""
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
+
+Noise = Literal["chunk", "episode"]
+"""How often the noise of a policy that denoises is drawn: anew for each chunk, or once for each episode, so that what
+changes from a chunk to the next is not the noise."""
 
 
 @dataclass(frozen=True)
@@ -87,3 +93,26 @@ class ChunkQueue:
             return ready[-1]
         weights = np.exp(-self._execution.ensemble * np.arange(len(ready)))
         return (weights @ np.stack(ready) / weights.sum()).astype(ready[-1].dtype)
+
+
+def num_promised(execution: Execution, *, prefix_max: int, guided: bool) -> int:
+    """Returns how many actions a policy is told to be promised: those that will be executed whatever is predicted now,
+    as many as it takes. prefix_max, guided: of the policy (`InsertionPolicy`)."""
+    return execution.latency if guided else min(execution.latency, prefix_max)
+
+
+def plan_arguments(
+    plans: Sequence[Float[np.ndarray, "n a"]], promised: Sequence[int], horizon: int
+) -> dict[str, np.ndarray]:
+    """Returns `prefix` [b, horizon, a], `prefix_length` [b] and `plan_length` [b] of `InsertionPolicy.predict`.
+
+    plans: what is planned of each row (`ChunkQueue.planned`). promised: how many actions of each are.
+    """
+    prefix = np.zeros((len(plans), horizon, plans[0].shape[1]), np.float32)
+    for filled, plan in zip(prefix, plans, strict=True):
+        filled[: len(plan)] = plan
+    return {
+        "prefix": prefix,
+        "prefix_length": np.array(promised, np.int32),
+        "plan_length": np.array([len(plan) for plan in plans], np.int32),
+    }

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from vla_jax.live.log import MEMORY
 from vla_jax.reporting.live_plots import (
     LATENCIES,
     actions_figure,
@@ -82,12 +83,17 @@ def _lead(record: LiveRecord) -> str:
 def _cards(record: LiveRecord) -> list[tuple[str, str, str]]:
     statistics = record.summary["statistics"]
     late, command = statistics.get("late_ms"), statistics.get("sensor_to_command_ms")
-    intervened = sum(kind is not None for kind in record.intervention)
+    intervened, memory = sum(kind is not None for kind in record.intervention), statistics.get(MEMORY)
     return [
         ("missed ticks", f"{100 * record.missed_share:.2f} %", f"{int(record.missed.sum())} of the run's"),
         ("tick jitter, p99", _ms(late, "p99"), f"p50 {_ms(late, 'p50')}, largest {_ms(late, 'max')}"),
         ("sensor to command, p50", _ms(command, "p50"), f"p99 {_ms(command, 'p99')}"),
         ("ticks with interventions", str(intervened), f"of {record.num_ticks}"),
+        *(
+            []
+            if memory is None
+            else [("memory, largest", f"{memory['max']:.0f} MB", f"mean {memory['mean']:.0f} MB")]
+        ),
     ]
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from vla_jax.errors import UserError
-from vla_jax.live.log import TICKS_FILE, TIMINGS, summary_of_lines
+from vla_jax.live.log import MEMORY, TICKS_FILE, TIMINGS, summary_of_lines
 
 _MAX_BYTES = 4 << 30
 _LONGEST_LINE = 1 << 20
@@ -98,7 +98,7 @@ def _entry(line: str) -> dict[str, Any] | None:
     if not isinstance(entry, dict) or entry.get("kind") not in ("tick", "event"):
         return None
     ages, reasons = entry.get("age_ms") or {}, entry.get("reasons") or []
-    numbers = [entry.get(name) for name in (*TIMINGS, "missed", "episode")]
+    numbers = [entry.get(name) for name in (*TIMINGS, MEMORY, "missed", "episode")]
     if isinstance(ages, dict):
         numbers += ages.values()
     for name in ("action", "raw_action"):

@@ -48,6 +48,8 @@ class RequestSpec:
     views: tuple[str, ...]
     takes_pictures: bool
     """Whether the server has the backbone; requests with features it takes in any case."""
+    longest_prefix: int = 0
+    """How many promised actions a prefix may have; 0: the policy takes no prefix."""
 
     @classmethod
     def of(cls, policy: InsertionPolicy, *, takes_pictures: bool) -> "RequestSpec":
@@ -79,7 +81,16 @@ class RequestSpec:
             arrays["previous_chunk"] = ArrayInput(
                 (data.actions.horizon, data.actions.size), True, f"actions of the past: {units(data.actions)}"
             )
-        return cls(arrays, data.views or (), takes_pictures)
+        longest = data.actions.horizon if policy.guided else policy.prefix_max
+        if longest:
+            arrays["prefix"] = ArrayInput(
+                (data.actions.horizon, data.actions.size),
+                False,
+                f"actions that are planned from now on, the promised ones first: {units(data.actions)}; without it "
+                "nothing is planned",
+                may_be_shorter=True,
+            )
+        return cls(arrays, data.views or (), takes_pictures, longest)
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -99,6 +110,13 @@ class RequestSpec:
             "required": False,
             "meaning": f"noise of a policy that draws, 0 to {MAX_SEED}; 0 without it",
         }
+        if self.longest_prefix:
+            common["prefix_length"] = {
+                "dtype": "int",
+                "required": False,
+                "meaning": "how many actions of the prefix are promised: they will be executed whatever the reply is, "
+                f"and come back in it; at most {self.longest_prefix}, all of them without it",
+            }
         pictures = {
             "prompt": {"dtype": "text", "required": True, "meaning": "what the policy is to do"},
             "images": {

@@ -13,6 +13,7 @@ from vla_jax.serving.request_spec import FEATURES, MAX_PROMPT, MAX_SEED, PICTURE
 
 PICTURE_KEYS = ("images", "prompt")
 FEATURE_KEYS = ("vl", "vl_mask")
+PREFIX_KEYS = ("prefix", "prefix_length")
 # A fault names what a client wrote; no more than so many of them, and of each no more than a line.
 MAX_FAULTS = 20
 
@@ -35,6 +36,8 @@ class Request:
     sensor: Float[np.ndarray, "t c"] | None
     state: Float[np.ndarray, " p"] | None
     previous_chunk: Float[np.ndarray, "h a"] | None
+    prefix: Float[np.ndarray, "n a"] | None
+    prefix_length: int
     seed: int
 
 
@@ -51,7 +54,8 @@ def read_request(message: Any, spec: RequestSpec) -> Request:
     kind = _kind(given, spec, faults)
     read = _read_arrays(given, spec, kind, faults)
     prompt, images = _read_pictures(given, spec, faults) if kind == PICTURES else (None, None)
-    seed = _read_seed(given.get("seed", 0), faults)
+    prefix_length = _read_prefix_length(given, read, spec, faults)
+    seed = _read_whole("seed", given.get("seed", 0), MAX_SEED, faults)
     if faults:
         more = [f"{len(faults) - MAX_FAULTS} more"] if len(faults) > MAX_FAULTS else []
         raise RequestError("; ".join(faults[:MAX_FAULTS] + more))
@@ -64,6 +68,8 @@ def read_request(message: Any, spec: RequestSpec) -> Request:
         sensor=read.get("sensor"),
         state=read.get("state"),
         previous_chunk=read.get("previous_chunk"),
+        prefix=read.get("prefix"),
+        prefix_length=prefix_length,
         seed=seed,
     )
 
@@ -75,7 +81,7 @@ def _kind(given: Mapping[str, Any], spec: RequestSpec, faults: list[str]) -> str
         faults.append("this server has no backbone for pictures: send vl, or start it with --backbone")
     if kind == PICTURES and any(name in given for name in FEATURE_KEYS):
         faults.append("vl and images exclude each other: send features, or pictures and prompt")
-    known = (*PICTURE_KEYS, *FEATURE_KEYS, "sensor", "state", "previous_chunk", "seed")
+    known = (*PICTURE_KEYS, *FEATURE_KEYS, "sensor", "state", "previous_chunk", *PREFIX_KEYS, "seed")
     for number, name in enumerate(name for name in given if name not in known):
         # Nobody sees more faults than that, and looking for what was meant takes time.
         hint = _meant(name, known) if number < MAX_FAULTS else ""
@@ -179,9 +185,36 @@ def _is(value: Any) -> str:
     return "is missing" if value is None else f"is {_described(value)}"
 
 
-def _read_seed(value: Any, faults: list[str]) -> int:
+def _read_prefix_length(
+    given: Mapping[str, Any], read: Mapping[str, np.ndarray], spec: RequestSpec, faults: list[str]
+) -> int:
+    """Returns how many actions of the prefix are promised."""
+    there = [name for name in PREFIX_KEYS if name in given]
+    if not there:
+        return 0
+    if not spec.longest_prefix:
+        # Not left out like other things that are not read: who sends one counts on getting it back.
+        faults.append(
+            f"{' and '.join(there)} cannot be given to a policy that was trained without a prefix and is not guided"
+        )
+        return 0
+    if "prefix" not in given:
+        faults.append("prefix_length goes with prefix")
+        return 0
+    rows = len(read["prefix"]) if "prefix" in read else spec.longest_prefix
+    if "prefix_length" not in given and rows > spec.longest_prefix:
+        faults.append(
+            f"prefix has {rows} actions, {spec.longest_prefix} can be promised: say how many with prefix_length"
+        )
+        return 0
+    longest = min(rows, spec.longest_prefix)
+    return _read_whole("prefix_length", given.get("prefix_length", rows), longest, faults)
+
+
+def _read_whole(name: str, value: Any, largest: int, faults: list[str]) -> int:
+    """Returns a whole number from 0 to the largest."""
     is_whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if not is_whole or not 0 <= int(value) <= MAX_SEED:
-        faults.append(f"seed {_is(value)}, expected a whole number from 0 to {MAX_SEED}")
+    if not is_whole or not 0 <= int(value) <= largest:
+        faults.append(f"{name} {_is(value)}, expected a whole number from 0 to {largest}")
         return 0
     return int(value)

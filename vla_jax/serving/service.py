@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Key
 from vla_jax.contracts.feature_encoder import FeatureEncoder
 from vla_jax.contracts.observation import Observation
 from vla_jax.errors import UserError
+from vla_jax.policy.chunk_execution import plan_arguments
 from vla_jax.policy.insertion_policy import InsertionPolicy
 from vla_jax.serving.batching import Batcher
 from vla_jax.serving.pictures import decode
@@ -128,6 +129,12 @@ class PolicyService:
             empty = np.zeros(arrays["sensor"].shape, np.float32)
             sensor = np.stack([empty if row.sensor is None else row.sensor for row in rows])
             has_sensor = np.array([row.sensor is not None for row in rows])
+        planned: dict[str, np.ndarray] = {}
+        if "prefix" in arrays:
+            no_plan = np.zeros((0, arrays["prefix"].shape[1]), np.float32)
+            plans = [no_plan if row.prefix is None else row.prefix for row in rows]
+            promised = [row.prefix_length for row in rows]
+            planned = plan_arguments(plans, promised, arrays["prefix"].shape[0])
         return Observation(
             vl=stacked("vl"),
             vl_mask=stacked("vl_mask"),
@@ -135,6 +142,7 @@ class PolicyService:
             has_sensor=has_sensor,
             state=stacked("state"),
             previous_chunk=stacked("previous_chunk"),
+            **planned,
         )
 
 
@@ -147,4 +155,5 @@ def _keys_of_seeds(seeds: Array) -> Key[Array, " b"]:
 def _example(spec: RequestSpec) -> Request:
     """Returns a request of the right shapes: zero everywhere, everything present."""
     zeros = {name: np.zeros(entry.shape, entry.dtype) for name, entry in spec.arrays.items()}
-    return read_request(zeros | {"vl_mask": np.ones(spec.arrays["vl"].shape[:1], bool)}, spec)
+    promised = {"prefix_length": 0} if "prefix" in zeros else {}
+    return read_request(zeros | promised | {"vl_mask": np.ones(spec.arrays["vl"].shape[:1], bool)}, spec)

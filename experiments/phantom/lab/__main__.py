@@ -3,7 +3,6 @@
 import dataclasses
 import re
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -11,11 +10,10 @@ from typing import Annotated
 import tyro
 
 from experiments import cli
-from experiments.phantom.camera import VIEWS
 from experiments.phantom.lab.arm import Arm, ArmRules
 from experiments.phantom.lab.faults import make_links, read_faults
-from experiments.phantom.scenario import MARKER_COLOURS
-from experiments.phantom.scenario_seeds import scenario_seeds, seeds_of_marker
+from experiments.phantom.lab.weather import Weather, check_weather
+from experiments.phantom.scenario_seeds import check_scenarios, scenarios
 from experiments.phantom.shift import SHIFTS
 from vla_jax.contracts.checks import unknown_choice
 from vla_jax.errors import UserError
@@ -44,26 +42,6 @@ class Ports:
     """Its port for pictures."""
     sensor_port: int = SENSOR_PORT
     """Its port for the sensor."""
-
-
-@dataclass(frozen=True)
-class Weather:
-    """What goes wrong."""
-
-    clock_offset: float = 0.0
-    """Seconds by which the sensor computer's clock is ahead."""
-    clock_drift: float = 0.0
-    """How much too fast it runs, parts per million."""
-    clock_step: tuple[float, float] | None = None
-    """After how many seconds it jumps, and by how many."""
-    faults: tuple[str, ...] = ()
-    """Of messages, as [STREAM.]KIND=NUMBER; the stream is cameras, robot or sensor, all of them where none is named.
-    Probabilities: lost, doubled, reordered, damaged. Seconds: late (up to so many more), restart (mean time from one
-    restart of the sender to the next), down (how long it is gone then, 1)."""
-    fault_seed: int = 0
-    """Equal seeds give equal faults of equal messages."""
-    stop_camera: tuple[str, float] | None = None
-    """A view that sends no more pictures after so many seconds of each insertion."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +90,7 @@ def main(arguments: Arguments) -> None:
     from vla_jax.storage.stop_signals import stop_requested
 
     _check(arguments)
-    seeds = _seeds(arguments)
+    seeds = scenarios(arguments.seed, arguments.episodes, arguments.marker)
     ports, weather = arguments.ports, arguments.weather
     links = make_links(read_faults(weather.faults), weather.fault_seed)
     stopped_view, stops_after_s = weather.stop_camera or (None, 0.0)
@@ -173,12 +151,6 @@ def main(arguments: Arguments) -> None:
         )
 
 
-def _seeds(arguments: Arguments) -> Sequence[int]:
-    if arguments.marker is None:
-        return scenario_seeds(arguments.seed, arguments.episodes)
-    return seeds_of_marker(arguments.marker, arguments.seed, arguments.episodes)
-
-
 def _size(text: str) -> tuple[int, int]:
     """Returns width and height in pixels."""
     found = re.fullmatch(r"(\d{2,4})(?:x(\d{2,4}))?", text)
@@ -189,7 +161,7 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def _check(arguments: Arguments) -> None:
-    ports, rules, weather = arguments.ports, arguments.arm, arguments.weather
+    ports, rules = arguments.ports, arguments.arm
     for name in ("robot_port", "command_port", "camera_port", "sensor_port"):
         # What listens may have any free port; where to send must be known.
         lowest, port = (0 if name in ("robot_port", "command_port") else 1), getattr(ports, name)
@@ -210,15 +182,8 @@ def _check(arguments: Arguments) -> None:
         raise UserError(f"--image-quality is 1 to 95, not {arguments.image_quality}")
     if arguments.shift not in SHIFTS:
         raise UserError(f"--shift {unknown_choice(arguments.shift, tuple(SHIFTS))}")
-    if arguments.marker not in (None, *MARKER_COLOURS):
-        raise UserError(f"--marker {unknown_choice(arguments.marker, tuple(MARKER_COLOURS))}")
-    if weather.stop_camera is not None and weather.stop_camera[0] not in VIEWS:
-        raise UserError(f"--stop-camera {unknown_choice(weather.stop_camera[0], VIEWS)}")
-    after_s, jump_s = weather.clock_step or (0.0, 0.0)
-    if not max(abs(weather.clock_offset), abs(jump_s)) <= 1e8 or not 0 <= after_s <= 1e8:
-        raise UserError("--clock-offset and both numbers of --clock-step are at most 1e8 seconds")
-    if not abs(weather.clock_drift) <= 1e5:
-        raise UserError("--clock-drift is at most 1e5 ppm")
+    check_scenarios(arguments.seed, arguments.episodes, arguments.marker)
+    check_weather(arguments.weather)
 
 
 COMMAND = cli.Command("phantom.lab", Arguments, DESCRIPTION, main)

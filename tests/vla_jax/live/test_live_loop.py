@@ -182,14 +182,21 @@ def test_a_dry_run_sends_nothing_at_all(world):
 
 def test_late_chunks_are_executed_from_the_action_that_their_latency_leaves(world):
     """Predicted beside the ticks: what is sent at a tick is the chunk's action number `latency`, never an earlier."""
-    world.run(LoopSettings(Execution(execute=2, latency=2), seconds=3.0), beside_ticks=True)
-    running = [tick for tick in world.log.ticks if tick["mode"] == "run" and tick["raw_action"] is not None]
-    assert running
+
+    def running():
+        return [tick for tick in world.log.ticks if tick["mode"] == "run" and tick["raw_action"] is not None]
+
+    def enough():
+        return "enough" if len(running()) >= 12 else None
+
+    settings = LoopSettings(Execution(execute=2, latency=2), seconds=60.0)
+    world.run(settings, beside_ticks=True, asked_to_stop=enough)
+    assert running()
     features = world.features.newest
     sensor = np.zeros((1, 65, 1026), np.float32)
     sensor[:, :, 0] = FORCE
     chunk = world.policy.predict(features.vl[None], features.vl_mask[None], sensor, np.array([True]))[0]
-    for tick in running:
+    for tick in running():
         distance = np.abs(chunk - tick["raw_action"]).max(axis=1)
         assert distance[2:4].min() < 1e-5
         assert distance[:2].min() > 1e-5 or np.abs(chunk[0] - chunk[2]).max() < 1e-5

@@ -26,6 +26,7 @@ def limits(**changes):
         "max_change": np.array([0.2, 0.2, 0.4, 0.3, 0.3, 0.3, np.inf], np.float32),
         "pose_low": POSE - REACH,
         "pose_high": POSE + REACH,
+        "groups": ((0, 1, 2), (3, 4, 5)),
         "angles": (3, 4, 5),
         "force": (0.0, 4.0),
         "max_age_s": {"state": 0.25, "sensor": 0.25, "features": 2.5},
@@ -86,18 +87,47 @@ def test_nothing_faster_rougher_or_further_than_the_limits_ever_comes_out(action
             # Each axis goes where it was asked to, or less far.
             assert (np.abs(out) <= np.abs(action) + 1e-6)[:6].all()
             assert (out * action >= 0)[:6].all()
+            if decision.intervention is None:
+                np.testing.assert_array_equal(out, action)
             pose = pose + out[:6]
             assert (np.abs(pose - POSE) <= REACH + 1e-6).all()
         previous = out
 
 
-def test_speed_is_cut_and_what_is_far_beyond_is_refused():
+def test_speed_is_cut_along_the_way_and_what_is_far_beyond_is_refused():
     monitor = make_monitor(max_change=np.full(7, np.inf, np.float32))
-    decision = decide(monitor, np.array([0.3, 0, 0, 0, 0, 0, 1], np.float32))
+    decision = decide(monitor, np.array([0.4, 0.1, -0.2, 0, 0.1, 0, 1], np.float32))
     assert (decision.intervention, decision.reasons) == ("limit", ("speed",))
-    assert decision.action[0] == np.float32(0.2)
+    np.testing.assert_allclose(decision.action, [0.2, 0.05, -0.1, 0, 0.1, 0, 1], rtol=1e-6)
+    # Upwards the demonstrations went less far; what goes there is cut by itself, the rest of the motion stays.
+    upwards = decide(monitor, np.array([0.1, 0, 0.2, 0, 0, 0, 1], np.float32)).action
+    np.testing.assert_allclose(upwards, [0.1, 0, 0.1, 0, 0, 0, 1], rtol=1e-6)
     decision = decide(monitor, np.array([GROSS * 0.2 + 0.01, 0, 0, 0, 0, 0, 1], np.float32))
     assert (decision.intervention, decision.reasons) == ("hold", ("speed far beyond its limit",))
+
+
+def test_acceleration_is_cut_along_the_way():
+    monitor = make_monitor(max_change=np.full(7, 0.05, np.float32))
+    begun = decide(monitor, np.array([0.2, -0.1, 0, 0, 0.04, 0, 1], np.float32))
+    assert begun.reasons == ("acceleration",)
+    np.testing.assert_allclose(begun.action, [0.05, -0.025, 0, 0, 0.04, 0, 1], rtol=1e-6)
+    # Turned back: what goes the other way stops at once, and only then begins.
+    turned = decide(monitor, np.array([-0.2, -0.1, 0, 0, 0.04, 0, 1], np.float32))
+    np.testing.assert_allclose(turned.action, [0, -0.025, 0, 0, 0.04, 0, 1], atol=1e-7)
+
+
+def test_at_the_edge_of_the_workspace_the_way_ends_and_the_arm_is_not_held():
+    monitor = make_monitor()
+    action = np.array([0.1, 0, -0.2, 0, 0, 0.1, 1], np.float32)
+    decision = decide(monitor, action, pose=POSE - [0, 0, 9.9, 0, 0, 0])
+    assert (decision.intervention, decision.reasons) == ("limit", ("workspace",))
+    np.testing.assert_allclose(decision.action, [0.05, 0, -0.1, 0, 0, 0.1, 1], rtol=1e-5)
+    there = decide(monitor, action, pose=POSE - [0, 0, 10, 0, 0, 0])
+    assert there.intervention == "limit"
+    np.testing.assert_array_equal(there.action, np.array([0, 0, 0, 0, 0, 0.1, 1], np.float32))
+    assert not monitor.is_holding
+    turned = decide(make_monitor(), action, pose=np.add(POSE, [0, 0, 0, 0, 0, 19.95]))
+    np.testing.assert_allclose(turned.action, [0.1, 0, -0.2, 0, 0, 0.05, 1], rtol=1e-5)
 
 
 def test_acceleration_is_cut_but_never_braking():
@@ -121,7 +151,7 @@ def test_acceleration_is_cut_but_never_braking():
         ({"force": (2.0, 4.1)}, "force"),
         ({"force": (-0.1, 2.0)}, "force"),
         ({"force": (2.0, math.nan)}, "force"),
-        ({"pose": POSE - [0, 0, 9.9, 0, 0, 0]}, "workspace"),
+        ({"pose": POSE - [0, 0, 10.1, 0, 0, 0]}, "workspace"),
         ({"pose": None}, "no state"),
     ],
 )
@@ -143,6 +173,12 @@ def test_an_arm_outside_its_workspace_may_come_back_in():
     assert decide(monitor, back, pose=outside).intervention is None
     # Not by the other axes, which would carry it along outside.
     assert decide(monitor, STILL, pose=outside).intervention == "hold"
+    turned_too_far = np.add(POSE, [0, 0, 0, 20.5, 0, 0])
+    assert decide(monitor, np.array([0, 0, 0, 0.1, 0, 0, 1], np.float32), pose=turned_too_far).reasons == (
+        "workspace",
+    )
+    turned_back = np.array([0, 0, 0, -0.1, 0, 0, 1], np.float32)
+    assert decide(monitor, turned_back, pose=turned_too_far).intervention is None
 
 
 def test_an_angle_is_compared_by_the_shorter_way_round():

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vla_jax.policy.chunk_execution import ChunkQueue, Execution
+from vla_jax.policy.chunk_execution import ChunkQueue, Execution, num_promised, plan_arguments
 
 HOLD = np.array([0.0, 1.0], np.float32)
 
@@ -97,3 +97,20 @@ def test_without_another_chunk_what_is_planned_is_executed_to_its_end():
     np.testing.assert_array_equal([queue.action(tick) for tick in range(2, 5)], planned)
     late = ChunkQueue(Execution(), HOLD)
     assert late.planned(3).shape == (0, 2)
+
+
+def test_the_arguments_of_a_plan_are_padded_rows_and_their_lengths():
+    plans = [np.ones((2, 2), np.float32), np.full((3, 2), 5, np.float32)]
+    arguments = plan_arguments(plans, [1, 0], 4)
+    np.testing.assert_array_equal(
+        arguments["prefix"][..., 0], np.array([[1, 1, 0, 0], [5, 5, 5, 0]], np.float32)
+    )
+    assert arguments["prefix_length"].tolist() == [1, 0]
+    assert arguments["plan_length"].tolist() == [2, 3]
+
+
+def test_a_policy_is_told_of_no_more_promised_actions_than_it_takes():
+    execution = Execution(latency=3)
+    assert num_promised(execution, prefix_max=2, guided=False) == 2
+    assert num_promised(execution, prefix_max=5, guided=False) == 3
+    assert num_promised(execution, prefix_max=0, guided=True) == 3

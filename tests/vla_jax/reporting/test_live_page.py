@@ -51,6 +51,7 @@ def test_the_page_shows_it(record):
         "newest sensor row to the command",
         "&lt;b&gt;",
         "p99 26 ms",
+        "memory, largest",
     ):
         assert shown in text, shown
     assert text.count("data:image/png;base64,") == 4

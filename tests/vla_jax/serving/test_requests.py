@@ -156,3 +156,50 @@ def test_a_window_of_any_length_is_asked_for_in_one():
     free = tiny_policy(data=replace(DATA, sensor=replace(DATA.sensor, window=None)))
     spec = RequestSpec.of(free, takes_pictures=False)
     assert spec.arrays["sensor"].shape == (free.config.sensor.temporal_length, CHANNELS)
+
+
+def test_a_prefix_is_read_for_those_who_go_on_from_it():
+    spec = RequestSpec.of(tiny_policy("flow", prefix_max=3), takes_pictures=False)
+    assert {"prefix", "prefix_length"} < set(spec.tell()["features"])
+    without = read_request(request(), spec)
+    assert (without.prefix, without.prefix_length) == (None, 0)
+    given = read_request(request() | {"prefix": np.ones((2, 7))}, spec)
+    assert (given.prefix.shape, given.prefix.dtype, given.prefix_length) == ((2, 7), np.float32, 2)
+    longer = {"prefix": np.ones((8, 7)), "prefix_length": 3}
+    assert read_request(request() | longer, spec).prefix_length == 3
+
+
+BAD_PREFIXES = [
+    ({"prefix": np.ones((4, 7))}, "prefix has 4 actions, 3 can be promised: say how many with prefix_length"),
+    (
+        {"prefix": np.ones((4, 7)), "prefix_length": 4},
+        "prefix_length is 4, expected a whole number from 0 to 3",
+    ),
+    (
+        {"prefix": np.ones((2, 7)), "prefix_length": 3},
+        "prefix_length is 3, expected a whole number from 0 to 2",
+    ),
+    ({"prefix": np.ones((2, 7)), "prefix_length": -1}, "prefix_length is -1"),
+    ({"prefix_length": 1}, "prefix_length goes with prefix"),
+    (
+        {"prefix": np.ones((9, 7))},
+        r"prefix has shape \[9, 7\], expected \[8, 7\] float32, or fewer of the first",
+    ),
+    ({"prefix": np.full((2, 7), np.nan)}, "prefix is not finite"),
+]
+
+
+@pytest.mark.parametrize(("change", "told"), BAD_PREFIXES, ids=range(len(BAD_PREFIXES)))
+def test_a_prefix_that_does_not_fit_is_refused(change, told):
+    spec = RequestSpec.of(tiny_policy("flow", prefix_max=3), takes_pictures=False)
+    with pytest.raises(RequestError, match=told):
+        read_request(request() | change, spec)
+
+
+def test_a_policy_that_takes_no_prefix_refuses_one(spec):
+    told = faults(request() | {"prefix": np.ones((2, 7)), "prefix_length": 1}, spec)
+    assert told == (
+        "prefix and prefix_length cannot be given to a policy that was trained without a prefix and is not guided"
+    )
+    guided = RequestSpec.of(tiny_policy("flow", guided=True), takes_pictures=False)
+    assert read_request(request() | {"prefix": np.ones((8, 7))}, guided).prefix_length == 8

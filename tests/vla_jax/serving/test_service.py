@@ -83,6 +83,23 @@ def test_state_and_previous_chunk_reach_the_policy():
     service.close()
 
 
+@pytest.mark.parametrize("settings", [{"prefix_max": 3}, {"guided": True}], ids=["trained", "guided"])
+def test_a_prefix_reaches_the_policy_in_any_batch(settings):
+    policy = tiny_policy("flow", **settings)
+    service = PolicyService(policy, max_batch=2)
+    service.warm_up()
+    prefix = np.linspace(-1, 1, 42, dtype=np.float32).reshape(6, 7)
+    asked = request() | {"prefix": prefix, "prefix_length": 2}
+    planned, free = ask(service, asked, request())
+    lengths = {"prefix_length": np.array([2]), "plan_length": np.array([6])}
+    expected = predicted(policy, request(), prefix=prefix[None], **lengths)
+    np.testing.assert_allclose(planned["actions"], expected, **TOLERANCE)
+    np.testing.assert_allclose(planned["actions"][:2], prefix[:2], **TOLERANCE)
+    np.testing.assert_allclose(free["actions"], predicted(policy, request()), **TOLERANCE)
+    assert np.abs(planned["actions"][2:] - free["actions"][2:]).max() > 1e-4
+    service.close()
+
+
 def test_slots_that_are_left_out_are_as_those_that_are_masked():
     policy = tiny_policy(per_slot=False)
     service = PolicyService(policy, max_batch=1)

@@ -10,18 +10,9 @@ import pytest
 import zmq
 
 from tests.commands import error_line, run_command, start_command
+from tests.vla_jax.live.small_lab import free_ports
 from vla_jax.recordings.discovery import find_episodes
 from vla_jax.recordings.windows import WindowsReader
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
 
 
 class Client:
@@ -74,7 +65,8 @@ class Client:
 
 def start_lab(out, *options):
     """Starts the lab on any ports and returns its process and the four ports."""
-    camera_port, sensor_port = free_ports(2)
+    free = free_ports()
+    camera_port, sensor_port = free.camera_port, free.sensor_port
     process = start_command(
         "phantom.lab", out, "--robot-port", 0, "--command-port", 0, "--camera-port", camera_port,
         "--sensor-port", sensor_port, "--pause", 0.3, *options,
