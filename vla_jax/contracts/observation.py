@@ -34,6 +34,8 @@ class Observation:
     """Which rows of the batch have a sensor window; the windows of the others hold nothing."""
     state: Float[ArrayLike, "b p"] | None = None
     """The arm's newest pose, or joints: the values that the data's `DataSpec.state` names."""
+    feature_age: Float[ArrayLike, " b"] | None = None
+    """Seconds from when the oldest picture behind the features was taken to the tick."""
     previous_chunk: Float[ArrayLike, "b h a"] | None = None
     """Actions of the past, for heads that add to them: mm, degrees and what else the data's `ActionSpec` names."""
     prefix: Float[ArrayLike, "b h a"] | None = None
@@ -60,6 +62,7 @@ class Observation:
             sensor=sensor,
             has_sensor=has_sensor,
             state=np.zeros((batch_size, len(data.state)), np.float32) if data.state else None,
+            feature_age=np.zeros(batch_size, np.float32),
             previous_chunk=np.zeros((batch_size, data.actions.horizon, data.actions.size), np.float32),
         )
 

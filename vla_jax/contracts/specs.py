@@ -76,6 +76,9 @@ LAB_STATE = ("x", "y", "z", "a", "b", "r")
 LAB_ANGLES = ("a", "b", "r")
 """Those of `LAB_STATE` that are angles in degrees."""
 
+MAX_FEATURE_AGE_S = 3.0
+"""Largest age of features, in seconds, that policies are trained for; older ones are told as this old."""
+
 
 @dataclass(frozen=True)
 class SensorSpec:

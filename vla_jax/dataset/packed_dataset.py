@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from jaxtyping import Float
 from numpy.lib.stride_tricks import sliding_window_view
 
 from vla_jax.contracts.specs import Alignment
@@ -336,6 +337,14 @@ class PackedDataset:
     def record_views(self) -> np.ndarray:
         """(records, views) bool: which views each record has."""
         return self.array("instant_images") >= 0
+
+    @cached_property
+    def record_time(self) -> Float[np.ndarray, " records"]:
+        """When the oldest of each record's pictures was taken, unix seconds; ascending within an episode that is
+        aligned by time."""
+        # A row of its own for "no picture", which −1 points at.
+        taken = np.append(self.array("image_time"), np.inf)
+        return taken[self.array("instant_images")].min(axis=1, initial=np.inf)
 
     @cached_property
     def _first_tick(self) -> np.ndarray:

@@ -30,8 +30,8 @@ from vla_jax.policy.insertion_policy import InsertionPolicy
 
 Predict = Callable[..., Float[np.ndarray, "b h a"]]
 """`InsertionPolicy.predict`, or anything that is called as it is: (vl [b, s, v], vl_mask [b, s], sensor [b, t, c] or
-None, has_sensor [b], key [b]) → chunks, and `state=`, `z_chunk=` or `prefix=`, `prefix_length=` and `plan_length=`
-where `Inputs` asks for them."""
+None, has_sensor [b], key [b]) → chunks, and `state=`, `feature_age=`, `z_chunk=` or `prefix=`, `prefix_length=` and
+`plan_length=` where `Inputs` asks for them."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,8 @@ class Inputs:
     """Newest sensor rows; None gives it all of the reading's."""
     state: bool = False
     """Whether it reads the arm's own pose."""
+    feature_age: bool = False
+    """Whether it is told how old its features are."""
     anchored: bool = False
     """Whether it adds its prediction to the previous action, repeated over the horizon."""
     prefix: int = 0
@@ -56,6 +58,7 @@ class Inputs:
         return cls(
             sensor_rows=policy.sensor_window,
             state=config.state is not None,
+            feature_age=config.age is not None,
             anchored=config.head.needs_previous_chunk,
             prefix=policy.prefix_max,
             guided=policy.guided,
@@ -319,6 +322,9 @@ def _decide(
     arguments: dict[str, Any] = {"key": _row_keys(key, names)}
     if inputs.state:
         arguments["state"] = np.stack([row.reading.pose for row in rows])
+    if inputs.feature_age:
+        ages = [row.reading.time_s - row.features.image_time_s for row in rows]
+        arguments["feature_age"] = np.array(ages, np.float32)
     if inputs.anchored:
         previous = np.stack([row.previous_action for row in rows])
         arguments["z_chunk"] = np.repeat(previous[:, None], rows[0].horizon, axis=1)

@@ -41,6 +41,7 @@ TRAINING_SETTINGS = (
     "sensor_dropout",
     "sensor_noise",
     "feature_noise",
+    "feature_age",
     "ema_decay",
     "init_from",
 )
@@ -103,6 +104,7 @@ def judged_on(
         "fusion": config.fusion.strategy,
         "vl_pool": config.vl_pool,
         "z_chunk": "previous" if config.head.needs_previous_chunk else "zero",
+        "told_feature_age": config.age is not None,
         "parameters": policy.num_parameters,
     }
     if policy.sampler is not None:

@@ -56,6 +56,8 @@ class Observer:
             self._parts["sensor"], self._window = sensor, sensor[0]
         if policy.config.state is not None:
             self._parts["state"] = np.zeros((1, len(policy.data.state)), np.float32)
+        if policy.config.age is not None:
+            self._parts["feature_age"] = np.zeros(1, np.float32)
         if policy.config.head.needs_previous_chunk:
             shape = (1, policy.data.actions.horizon, policy.data.actions.size)
             self._parts["z_chunk"] = np.zeros(shape, np.float32)
@@ -81,6 +83,8 @@ class Observer:
         if features is not None:
             parts["vl"][0], parts["vl_mask"][0] = features.vl, features.vl_mask
             times[FEATURES] = features.oldest
+            if "feature_age" in parts:
+                parts["feature_age"][0] = moment - features.oldest
         if "z_chunk" in parts:
             parts["z_chunk"][:] = previous_action
         if np.isfinite(newest.pictures.received):

@@ -73,6 +73,16 @@ class StateEncoderConfig:
 
 
 @dataclass(frozen=True)
+class AgeEncoderConfig:
+    """A small network that adds how old the features are to the condition."""
+
+    hidden_dim: Count = 64
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
 class FusionConfig:
     """How vision-language tokens and the sensor feature become one condition vector."""
 

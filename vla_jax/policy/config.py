@@ -8,7 +8,13 @@ from vla_jax.contracts.checks import Count, check, check_heads
 from vla_jax.contracts.specs import DataSpec, FeatureSpec
 from vla_jax.errors import UserError
 from vla_jax.heads.head_config import HeadConfig, head_config
-from vla_jax.models.config import FusionConfig, FusionStrategy, SensorEncoderConfig, StateEncoderConfig
+from vla_jax.models.config import (
+    AgeEncoderConfig,
+    FusionConfig,
+    FusionStrategy,
+    SensorEncoderConfig,
+    StateEncoderConfig,
+)
 from vla_jax.storage import config_json
 
 
@@ -28,6 +34,8 @@ class PolicyConfig:
     fusion: FusionConfig = field(default_factory=FusionConfig)
     state: StateEncoderConfig | None = None
     """How the arm's own state is read; None leaves it out, as the reference does."""
+    age: AgeEncoderConfig | None = None
+    """How the age of the features is read; None leaves it out, as the reference does."""
     no_sensor_embedding: bool = True
     """A learned vector stands for a missing sensor (reference: False, zeros go through the encoder)."""
     dtype: Literal["float32", "bfloat16"] = "float32"

@@ -135,6 +135,7 @@ class InsertionPolicy:
         key: jax.Array | None = None,
         *,
         state: Float[Array, "b p"] | np.ndarray | None = None,
+        feature_age: Float[Array, " b"] | np.ndarray | None = None,
         z_chunk: Float[Array, "b h a"] | np.ndarray | None = None,
         prefix: Float[Array, "b n a"] | np.ndarray | None = None,
         prefix_length: Int[Array, " b"] | np.ndarray | None = None,
@@ -149,6 +150,8 @@ class InsertionPolicy:
             means that no row has one.
         has_sensor: which rows have a sensor.
         state: the arm's newest pose, as recorded; for policies that read it, and required by them.
+        feature_age: seconds from when the oldest picture behind the features was taken to the moment that actions are
+            asked for; for policies that are told it, and required by them.
         z_chunk: for policies anchored on the previous chunk only, and required by them: actions of the past, in
             mm and degrees, that the prediction is added to.
         prefix: for policies trained with a prefix and for guided ones: up to a horizon of actions, in mm and degrees,
@@ -157,8 +160,13 @@ class InsertionPolicy:
         plan_length: for guided policies: how many of them are planned, the promised ones and others; None: no others.
 
         Raises:
-            ValueError: as `infer`; z_chunk is given to a policy that adds to nothing, or prefix to one that takes none.
+            ValueError: as `infer`; z_chunk is given to a policy that adds to nothing, prefix to one that takes none, or
+                feature_age to one that is not told it.
         """
+        if feature_age is not None and self.config.age is None:
+            raise ValueError(
+                "predict: feature_age does not belong to a policy that is not told how old its features are"
+            )
         if z_chunk is not None and not self.config.head.needs_previous_chunk:
             raise ValueError("predict: z_chunk does not belong to a policy that adds to no previous chunk")
         if prefix is not None and not (self.prefix_max or self.guided):
@@ -166,7 +174,7 @@ class InsertionPolicy:
                 "predict: prefix does not belong to a policy that was trained without and is not guided"
             )
         parts = {"vl": vl, "vl_mask": vl_mask, "sensor": sensor, "has_sensor": has_sensor, "state": state}
-        parts |= {"previous_chunk": z_chunk, "prefix": prefix}
+        parts |= {"feature_age": feature_age, "previous_chunk": z_chunk, "prefix": prefix}
         return self._infer(parts | {"prefix_length": prefix_length, "plan_length": plan_length}, key)
 
     def warm_up(self, batch_size: int = 1) -> None:
@@ -191,6 +199,8 @@ class InsertionPolicy:
         if self.config.state is not None and data.state != self.data.state:
             theirs = ", ".join(data.state) or "not recorded"
             faults.append(f"the arm's state is {theirs}, the policy's is {', '.join(self.data.state)}")
+        if self.config.age is not None and data.alignment == "index":
+            faults.append("pictures are paired by index and have no age, which the policy is to be told")
         return faults
 
     def _infer(self, parts: Mapping[str, Any], key: jax.Array | None) -> Float[np.ndarray, "b h a"]:
@@ -221,6 +231,8 @@ class InsertionPolicy:
             read |= {"sensor": _float32(sensor), "has_sensor": _boolean(has_sensor)}
         if config.state is not None and parts["state"] is not None:
             read["state"] = _float32(parts["state"])
+        if config.age is not None and parts["feature_age"] is not None:
+            read["feature_age"] = _float32(parts["feature_age"])
         if config.head.needs_previous_chunk and previous is not None:
             read["previous_chunk"] = _float32(previous)
         if self.prefix_max or self.guided:
@@ -255,6 +267,7 @@ class InsertionPolicy:
             "vl_mask": (batch, slots),
             "has_sensor": (batch,),
             "state": (batch, len(self.data.state)),
+            "feature_age": (batch,),
             "previous_chunk": (batch, config.horizon, config.action_dim),
             "prefix": (batch, config.horizon, config.action_dim),
             "prefix_length": (batch,),
@@ -284,6 +297,8 @@ class InsertionPolicy:
             faults.append(f"key has shape {key.shape}, expected () or ({batch},)")
         if config.state is not None and "state" not in read:
             faults.append(f"state is required: this policy reads the arm's {', '.join(self.state_values)}")
+        if config.age is not None and "feature_age" not in read:
+            faults.append("feature_age is required: this policy is told how old its features are, in seconds")
         if config.head.needs_previous_chunk and "previous_chunk" not in read:
             faults.append(
                 "z_chunk is required (previous_chunk of an observation): this policy adds its prediction to the "
@@ -318,6 +333,8 @@ def _blame(observation: Observation) -> str:
             blamed.append("sensor")
     if observation.state is not None and not np.isfinite(np.asarray(observation.state)).all():
         blamed.append("state")
+    if observation.feature_age is not None and not np.isfinite(np.asarray(observation.feature_age)).all():
+        blamed.append("feature_age")
     if observation.prefix is not None:
         planned = np.arange(observation.prefix.shape[1]) < np.asarray(observation.plan_length)[:, None]
         if not np.isfinite(np.asarray(observation.prefix)[planned]).all():

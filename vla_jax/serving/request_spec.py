@@ -33,6 +33,11 @@ class ArrayInput:
     is_read: bool = True
     """False: it may be there, and is not looked at."""
 
+    @property
+    def wanted(self) -> str:
+        """Shape and type in words."""
+        return f"{list(self.shape)} {self.dtype}" if self.shape else "a number"
+
     def tell(self) -> dict[str, Any]:
         """Returns it for clients, as plain values."""
         told = {"shape": list(self.shape), "dtype": self.dtype, "required": self.required}
@@ -75,6 +80,12 @@ class RequestSpec:
             reads = config.state is not None
             named = f"newest {', '.join(data.state)} of the arm, as recorded"
             arrays["state"] = ArrayInput((len(data.state),), reads, named, is_read=reads)
+        if config.age is not None:
+            arrays["feature_age"] = ArrayInput(
+                (),
+                True,
+                "seconds from when the oldest of the pictures was taken to the state and the sensor rows",
+            )
         if config.head.needs_previous_chunk:
             arrays["previous_chunk"] = ArrayInput(
                 (data.actions.horizon, data.actions.size), True, f"actions of the past: {units(data.actions)}"

@@ -34,6 +34,7 @@ class Request:
     images: Mapping[str, np.ndarray | bytes] | None
     sensor: Float[np.ndarray, "t c"] | None
     state: Float[np.ndarray, " p"] | None
+    feature_age: Float[np.ndarray, ""] | None
     previous_chunk: Float[np.ndarray, "h a"] | None
     seed: int
 
@@ -63,6 +64,7 @@ def read_request(message: Any, spec: RequestSpec) -> Request:
         images=images,
         sensor=read.get("sensor"),
         state=read.get("state"),
+        feature_age=read.get("feature_age"),
         previous_chunk=read.get("previous_chunk"),
         seed=seed,
     )
@@ -75,7 +77,7 @@ def _kind(given: Mapping[str, Any], spec: RequestSpec, faults: list[str]) -> str
         faults.append("this server has no backbone for pictures: send vl, or start it with --backbone")
     if kind == PICTURES and any(name in given for name in FEATURE_KEYS):
         faults.append("vl and images exclude each other: send features, or pictures and prompt")
-    known = (*PICTURE_KEYS, *FEATURE_KEYS, "sensor", "state", "previous_chunk", "seed")
+    known = (*PICTURE_KEYS, *FEATURE_KEYS, "sensor", "state", "feature_age", "previous_chunk", "seed")
     for number, name in enumerate(name for name in given if name not in known):
         # Nobody sees more faults than that, and looking for what was meant takes time.
         hint = _meant(name, known) if number < MAX_FAULTS else ""
@@ -98,13 +100,14 @@ def _read_arrays(
             continue
         if name not in given:
             if expected.required:
-                faults.append(
-                    f"{name} is missing: {list(expected.shape)} {expected.dtype}, {expected.meaning}"
-                )
+                faults.append(f"{name} is missing: {expected.wanted}, {expected.meaning}")
             continue
-        fault = _misfit(given[name], expected)
+        value: Any = given[name]
+        if not expected.shape and isinstance(value, int | float | np.number) and not isinstance(value, bool):
+            value = np.asarray(value)
+        fault = _misfit(value, expected)
         if fault is None:
-            read[name] = _as(given[name], expected.dtype)
+            read[name] = _as(value, expected.dtype)
         else:
             faults.append(f"{name} {fault}")
     if "vl" in read and "vl_mask" in read and len(read["vl"]) != len(read["vl_mask"]):
@@ -115,7 +118,7 @@ def _read_arrays(
 
 def _misfit(value: Any, expected: ArrayInput) -> str | None:
     """Says what is wrong with the type or the shape of a value; None where it fits."""
-    wanted = f"expected {list(expected.shape)} {expected.dtype}"
+    wanted = f"expected {expected.wanted}"
     if not isinstance(value, np.ndarray):
         return f"{_is(value)}, {wanted}"
     if value.dtype.kind not in ("b" if expected.dtype == "bool" else "fiu"):

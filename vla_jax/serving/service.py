@@ -134,6 +134,7 @@ class PolicyService:
             sensor=sensor,
             has_sensor=has_sensor,
             state=stacked("state"),
+            feature_age=stacked("feature_age"),
             previous_chunk=stacked("previous_chunk"),
         )
 

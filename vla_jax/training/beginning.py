@@ -15,6 +15,7 @@ from vla_jax.policy.checkpoints import checkpoint_steps, read_metadata, resolve_
 from vla_jax.storage import config_json
 from vla_jax.training.checkpoint import saved_config
 from vla_jax.training.config import Rewarm, TrainConfig
+from vla_jax.training.feature_age_option import feature_age_quantiles
 from vla_jax.training.head_options import head_settings, refuse_other_parameters
 from vla_jax.training.optimizer import make_schedule
 from vla_jax.training.recipes import make_config
@@ -55,6 +56,7 @@ def begin(request: Request, dataset: PackedDataset, settings: Mapping[str, Any] 
     settings, notes = dict(settings or {}), []
 
     # 1. What contradicts itself, or the data, is refused.
+    feature_age = feature_age_quantiles(request.feature_age)
     fusion = _fusion(request, settings.pop(FUSION, None))
     _refuse_contradictions(request, dataset, settings)
 
@@ -95,6 +97,7 @@ def begin(request: Request, dataset: PackedDataset, settings: Mapping[str, Any] 
             fusion=network.fusion.strategy if network else fusion or "concat",
             noise_steps=request.diffusion_timesteps,
             state=request.state_enabled and network is None,
+            feature_age=feature_age if network is None else (),
         )
         if request.recipe in ("reference", "small_reference"):
             differs = unrestored(base.policy, table.spec, dataset)
@@ -113,10 +116,18 @@ def begin(request: Request, dataset: PackedDataset, settings: Mapping[str, Any] 
 
     # 6. The other settings that were asked for are put in.
     settings |= head_settings(request.head, base.policy.head)
+    if feature_age:
+        settings["feature_age"] = feature_age
+        if base.policy.age is None:
+            notes.append("the network that is kept is not told how old features are")
     num_samples = len(table.sample_ticks("train"))
     config = _with_settings(base, request, settings, num_samples)
     if initial is not None:
         refuse_other_parameters(initial, config)
+    if (config.feature_age or config.policy.age) and dataset.spec.alignment == "index":
+        raise UserError(
+            f"{dataset.path} pairs pictures by index, so that features have no age; prepare with --alignment timestamp"
+        )
 
     # 7. A run that goes on changes only how long and how often; its rates may rise once more.
     if resumed is not None:

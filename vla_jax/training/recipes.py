@@ -9,7 +9,13 @@ import jax
 from vla_jax.contracts.specs import LAB_ANGLES, LAB_STATE, DataSpec, FeatureSpec
 from vla_jax.errors import UserError
 from vla_jax.heads.head_config import HeadConfig, head_config
-from vla_jax.models.config import FusionConfig, FusionStrategy, SensorEncoderConfig, StateEncoderConfig
+from vla_jax.models.config import (
+    AgeEncoderConfig,
+    FusionConfig,
+    FusionStrategy,
+    SensorEncoderConfig,
+    StateEncoderConfig,
+)
 from vla_jax.policy.config import PolicyConfig
 from vla_jax.preprocessing.config import NormalisationConfig
 from vla_jax.training.config import OptimizerConfig, RecipeName, TrainConfig
@@ -33,6 +39,7 @@ def make_config(
     fusion: FusionStrategy,
     noise_steps: int | None = None,
     state: bool = False,
+    feature_age: tuple[float, ...] = (),
 ) -> TrainConfig:
     """Returns a recipe's configuration for the sizes of features and data.
 
@@ -40,6 +47,7 @@ def make_config(
 
     head: its kind. noise_steps: of heads that denoise; None leaves the recipe's.
     state: whether the policy reads the arm's own state, as `--state-enabled`.
+    feature_age: `TrainConfig.feature_age`, which the policy is then told; () for neither.
 
     Raises:
         UserError: there is no such head, it has no noise schedule, or no state was recorded.
@@ -54,7 +62,9 @@ def make_config(
         policy = dataclasses.replace(policy, head=policy.head.with_noise_steps(noise_steps))
     if state:
         policy = dataclasses.replace(policy, state=StateEncoderConfig(_state_columns(data)))
-    return dataclasses.replace(config, policy=policy, recipe=recipe)
+    if feature_age:
+        policy = dataclasses.replace(policy, age=AgeEncoderConfig())
+    return dataclasses.replace(config, policy=policy, feature_age=feature_age, recipe=recipe)
 
 
 def _state_columns(data: DataSpec) -> tuple[int, ...]:

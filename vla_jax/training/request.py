@@ -39,6 +39,10 @@ class Request:
     state_enabled: bool = False
     """Whether the policy reads the arm's own orientation (the lab's three angles; where the recorded state is another
     arm's, all of it)."""
+    feature_age: tuple[str, ...] = ()
+    """How old the features are that training shows, and tells the policy: one age in seconds for all samples; two to
+    draw between; or a live run's log, or the directory it is in, whose ages they are drawn from. Without, they are
+    the newest, and nothing is told."""
     epochs: Positive | None = None
     """Passes over the training samples, instead of --steps."""
     sched_on: Literal["step", "epoch"] = "step"

@@ -257,6 +257,21 @@ def test_a_policy_that_reads_the_state_is_given_the_pose_of_the_tick():
     np.testing.assert_array_equal(np.concatenate(given), rollout.pose[:-1])
 
 
+def test_a_policy_that_is_told_how_old_its_features_are_is_told_of_their_pictures():
+    given = []
+
+    def noting(vl, vl_mask, sensor, has_sensor, key, feature_age):
+        given.append(feature_age)
+        return np.full((1, HORIZON, 1), 0.02)
+
+    settings = {"refresh_ticks": 2, "feature_latency": 3, "max_ticks": 9}
+    (rollout,) = run(noting, inputs=Inputs(feature_age=True), **settings)
+    ages = np.concatenate(given)
+    assert ages.dtype == np.float32
+    np.testing.assert_allclose(ages, rollout.time_s[:-1] - rollout.image_time_s, atol=1e-6)
+    np.testing.assert_allclose(ages, [0, 0.1, 0.2, 0.3, 0.4, 0.3, 0.4, 0.3, 0.4], atol=1e-6)
+
+
 def test_a_policy_that_goes_on_from_promised_actions_is_given_those_that_are_then_executed():
     given = []
 

@@ -17,8 +17,10 @@ from vla_jax.live.limit_options import LimitOptions
 from vla_jax.live.limits import make_limits
 from vla_jax.live.loop import LiveLoop, LoopSettings
 from vla_jax.live.newest import NewestOfAll
+from vla_jax.live.observing import Observer
 from vla_jax.live.predicting import Predictor
 from vla_jax.live.streams import Picture, SensorBatch, State
+from vla_jax.models.config import AgeEncoderConfig
 from vla_jax.policy.chunk_execution import Execution
 
 POSE = np.array([190.0, 0.0, 60.0, 0.0, 0.0, 0.0])
@@ -170,6 +172,19 @@ def test_each_tick_sends_what_the_policy_says_of_the_newest_and_the_end_stops_th
     assert events[:4] == ["start", "episode_begin", "intervention", "resumed"]
     assert events[-1] == "stop"
     assert ("intervention", "no features") in world.log.events
+
+
+def test_a_policy_that_is_told_how_old_its_features_are_is_told_of_the_oldest_picture():
+    clock, link = LocalClock(), Link()
+    newest = NewestOfAll(link, VIEWS)
+    observer = Observer(lab_policy(age=AgeEncoderConfig(4)), newest)
+    moment = clock.now()
+    taken = {"View1": moment - 0.75, "View2": moment - 0.5}
+    features = Features(1, np.ones((SLOTS, WIDTH), np.float32), np.ones(SLOTS, bool), taken, 0.01)
+    seen = observer.look(moment, features, np.zeros(7))
+    np.testing.assert_allclose(observer.parts["feature_age"], [0.75], atol=1e-6)
+    assert observer.parts["feature_age"][0] == np.float32(seen.age("features"))
+    assert "feature_age" not in Observer(lab_policy(), newest).parts
 
 
 def test_a_dry_run_sends_nothing_at_all(world):

@@ -8,7 +8,7 @@ import pytest
 from tests.vla_jax.policy.policies import CHANNELS, DATA, ROWS, SLOTS, WIDTH, observations, tiny_policy
 from vla_jax.contracts.observation import Observation
 from vla_jax.errors import UserError
-from vla_jax.models.config import StateEncoderConfig
+from vla_jax.models.config import AgeEncoderConfig, StateEncoderConfig
 from vla_jax.policy.insertion_policy import InsertionPolicy
 from vla_jax.policy.network import PolicyNetwork
 
@@ -318,3 +318,45 @@ def test_another_arm_s_state_is_a_difference_for_a_policy_that_reads_it(proprioc
     (fault,) = proprioceptive.differences(joints, proprioceptive.features)
     assert fault.startswith("the arm's state is joint_0")
     assert regression.differences(joints, regression.features) == []
+
+
+@pytest.fixture(scope="module")
+def told():
+    return tiny_policy(age=AgeEncoderConfig(hidden_dim=8))
+
+
+def test_the_age_of_the_features_reaches_the_actions_row_by_row(told):
+    inputs = observations(3)
+    acted = told.predict(**inputs, feature_age=np.array([0.1, 0.4, 0.4]))
+    other = told.predict(**inputs, feature_age=np.array([0.1, 0.4, 1.5]))
+    np.testing.assert_array_equal(other[:2], acted[:2])
+    assert np.abs(other[2] - acted[2]).max() > 1e-3
+    # Nothing is made of ages that no training shows: they count as the largest it does, and those below 0 as 0.
+    longest, shortest, beyond = (
+        told.predict(**inputs, feature_age=np.array(ages))
+        for ages in ([3.0] * 3, [0.0] * 3, [60.0, -5.0, 3.0])
+    )
+    np.testing.assert_array_equal(beyond[[0, 2]], longest[[0, 2]])
+    np.testing.assert_array_equal(beyond[1], shortest[1])
+
+
+def test_an_age_that_is_missing_or_that_nobody_wants_is_refused(told, regression):
+    inputs = observations(2)
+    with pytest.raises(ValueError, match="feature_age is required"):
+        told.predict(**inputs)
+    with pytest.raises(ValueError, match=r"feature_age has shape \(\), expected \(2,\)"):
+        told.predict(**inputs, feature_age=0.4)
+    with pytest.raises(ValueError, match="because feature_age is not"):
+        told.predict(**inputs, feature_age=np.array([0.4, np.nan]))
+    with pytest.raises(ValueError, match="not told how old its features are"):
+        regression.predict(**inputs, feature_age=np.array([0.4, 0.4]))
+    # An observation may hold what a policy does not read.
+    regression.infer(Observation(**inputs, feature_age=np.array([0.4, 0.4], np.float32)))
+    told.infer(told.example(2))
+
+
+def test_features_without_an_age_are_a_difference_for_a_policy_that_is_told_it(told, regression):
+    indexed = replace(DATA, alignment="index")
+    (fault,) = told.differences(indexed, told.features)
+    assert fault.startswith("pictures are paired by index and have no age")
+    assert regression.differences(indexed, regression.features) == []

@@ -8,7 +8,7 @@ import pytest
 
 from tests.vla_jax.policy.policies import SLOTS, WIDTH, tiny_policy
 from tests.vla_jax.serving.servers import request
-from vla_jax.models.config import StateEncoderConfig
+from vla_jax.models.config import AgeEncoderConfig, StateEncoderConfig
 from vla_jax.serving.requests import RequestError
 from vla_jax.serving.service import PolicyService, batch_sizes
 
@@ -79,6 +79,16 @@ def test_state_and_previous_chunk_reach_the_policy():
     chunk = np.full((8, 7), 0.1, np.float32)
     (reply,) = ask(service, request() | {"state": state, "previous_chunk": chunk})
     expected = predicted(policy, request(), state=state[None], z_chunk=chunk[None])
+    np.testing.assert_array_equal(reply["actions"], expected)
+    service.close()
+
+
+def test_the_age_of_the_features_reaches_the_policy():
+    policy = tiny_policy(age=AgeEncoderConfig(4))
+    service = PolicyService(policy, max_batch=1)
+    service.warm_up()
+    (reply,) = ask(service, request() | {"feature_age": 0.75})
+    expected = predicted(policy, request(), feature_age=np.array([0.75], np.float32))
     np.testing.assert_array_equal(reply["actions"], expected)
     service.close()
 
