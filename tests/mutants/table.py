@@ -23,6 +23,7 @@ NORMALISER = "tests/vla_jax/preprocessing/test_normaliser.py"
 PACKED = "tests/vla_jax/dataset/test_packed_dataset.py"
 BATCHES = "tests/vla_jax/dataset/test_batches.py"
 SPLIT = "tests/vla_jax/dataset/test_split.py"
+STATE_WINDOWS = "tests/vla_jax/dataset/test_state_windows.py"
 FEATURE_AGES = "tests/vla_jax/dataset/test_feature_ages.py"
 STATISTICS = "tests/vla_jax/dataset/test_statistics.py"
 TIMING = "tests/vla_jax/test_timing.py"
@@ -662,6 +663,12 @@ DATA = [
             "np.maximum(end[:, None] + np.arange(-size, 0), begin[:, None])",
             "np.maximum(end[:, None] + np.arange(-size, 0), 0)",
             TIMING,
+        ),
+        (
+            "states of the episode before",
+            "np.where(found >= first[:, None], found, -1)",
+            "np.where(found >= 0, found, -1)",
+            f"{STATE_WINDOWS}::test_windows_are_the_poses_of_earlier_ticks_of_the_episode",
         ),
         (
             "chunks into the next episode",

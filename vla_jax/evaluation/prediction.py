@@ -70,7 +70,9 @@ def predict_ticks(
     draw_keys, root = jax.jit(row_keys), jax.random.key(seed)
     kept: dict[str, list[np.ndarray]] = {}
     with progress_bar(total=len(ticks), desc=f"predict {what}", unit="sample") as bar:
-        for batch in sequential_batches(dataset, features, ticks, batch_size, aged=aged):
+        for batch in sequential_batches(
+            dataset, features, ticks, batch_size, aged=aged, state_window=policy.state_window
+        ):
             observation, valid = batch.observation, batch.valid
             has_sensor, previous = observation.has_sensor, observation.previous_chunk
             assert previous is not None, "every data set has one"

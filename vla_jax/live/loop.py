@@ -163,7 +163,7 @@ class LiveLoop:
             self._end(now)
             return None
         features = self._usable_features()
-        seen = self._observer.look(now, features, monitor.previous)
+        seen = self._observer.look(now, features, monitor.previous, self._began_at)
         looked = time.monotonic()
         faults = monitor.faults(seen) + self._own_faults()
         prediction, raw = None, None

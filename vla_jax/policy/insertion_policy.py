@@ -12,7 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from vla_jax.contracts.observation import Observation
-from vla_jax.contracts.specs import DataSpec, FeatureSpec
+from vla_jax.contracts.specs import DataSpec, FeatureSpec, StateWindow
 from vla_jax.errors import UserError
 from vla_jax.policy.artifact import PolicyArtifact, load_policy
 from vla_jax.policy.prediction import predict_batch, row_keys
@@ -33,6 +33,7 @@ class InsertionPolicy:
         prefix_max: largest number of promised actions that it can be given; 0: it takes none.
         guided: whether its denoising is drawn to the actions that are planned already.
         num_parameters: of the network.
+        state_window: which of the arm's last states it reads; None if none.
         state_values: names of the values of the arm's state that it reads; () if it reads none.
     """
 
@@ -65,6 +66,7 @@ class InsertionPolicy:
         self.num_parameters = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(loaded.network, nnx.Param)))
         columns = self.config.state.columns if self.config.state is not None else ()
         self.state_values = tuple(self.data.state[column] for column in columns)
+        self.state_window: StateWindow | None = self.config.last_states
         self.guided, self.prefix_max = guided, self.config.head.longest_prefix
         if guided and self.prefix_max:
             raise UserError(
@@ -135,6 +137,8 @@ class InsertionPolicy:
         key: jax.Array | None = None,
         *,
         state: Float[Array, "b p"] | np.ndarray | None = None,
+        state_window: Float[Array, "b w p"] | np.ndarray | None = None,
+        state_window_mask: Bool[Array, "b w"] | np.ndarray | None = None,
         feature_age: Float[Array, " b"] | np.ndarray | None = None,
         z_chunk: Float[Array, "b h a"] | np.ndarray | None = None,
         prefix: Float[Array, "b n a"] | np.ndarray | None = None,
@@ -150,6 +154,9 @@ class InsertionPolicy:
             means that no row has one.
         has_sensor: which rows have a sensor.
         state: the arm's newest pose, as recorded; for policies that read it, and required by them.
+        state_window: for policies that read the arm's last poses: these, as recorded, oldest first and the newest
+            last, as far apart as `state_window` says. None: they are missing, which such policies are trained for.
+        state_window_mask: which of them are there; None: all.
         feature_age: seconds from when the oldest picture behind the features was taken to the moment that actions are
             asked for; for policies that are told it, and required by them.
         z_chunk: for policies anchored on the previous chunk only, and required by them: actions of the past, in
@@ -174,6 +181,7 @@ class InsertionPolicy:
                 "predict: prefix does not belong to a policy that was trained without and is not guided"
             )
         parts = {"vl": vl, "vl_mask": vl_mask, "sensor": sensor, "has_sensor": has_sensor, "state": state}
+        parts |= {"state_window": state_window, "state_window_mask": state_window_mask}
         parts |= {"feature_age": feature_age, "previous_chunk": z_chunk, "prefix": prefix}
         return self._infer(parts | {"prefix_length": prefix_length, "plan_length": plan_length}, key)
 
@@ -186,7 +194,13 @@ class InsertionPolicy:
         data = self.data
         if data.sensor is not None and data.sensor.window is None:
             data = replace(data, sensor=replace(data.sensor, window=self.config.sensor.temporal_length))
-        return Observation.example(self.features, data, batch_size)
+        example = Observation.example(self.features, data, batch_size)
+        if self.state_window is None:
+            return example
+        shape = (batch_size, self.state_window.rows, len(data.state))
+        return example.replace(
+            state_window=np.zeros(shape, np.float32), state_window_mask=np.ones(shape[:2], bool)
+        )
 
     def differences(self, data: DataSpec, features: FeatureSpec) -> list[str]:
         """Returns where data and features are not what the policy was trained on, one sentence each.
@@ -196,7 +210,8 @@ class InsertionPolicy:
         if not self.config.uses_sensor:
             data = replace(data, sensor=None)
         faults = data.differences(self.data) + features.differences(self.features)
-        if self.config.state is not None and data.state != self.data.state:
+        reads_state = self.config.state is not None or self.config.state_window is not None
+        if reads_state and data.state != self.data.state:
             theirs = ", ".join(data.state) or "not recorded"
             faults.append(f"the arm's state is {theirs}, the policy's is {', '.join(self.data.state)}")
         if self.config.age is not None and data.alignment == "index":
@@ -231,6 +246,14 @@ class InsertionPolicy:
             read |= {"sensor": _float32(sensor), "has_sensor": _boolean(has_sensor)}
         if config.state is not None and parts["state"] is not None:
             read["state"] = _float32(parts["state"])
+        if self.state_window is not None:
+            shape = (*read["vl"].shape[:1], self.state_window.rows, len(self.data.state))
+            window, mask = parts["state_window"], parts["state_window_mask"]
+            if window is None:
+                window, mask = np.zeros(shape, np.float32), np.zeros(shape[:2], bool)
+            elif mask is None:
+                mask = np.ones(shape[:2], bool)
+            read |= {"state_window": _float32(window), "state_window_mask": _boolean(mask)}
         if config.age is not None and parts["feature_age"] is not None:
             read["feature_age"] = _float32(parts["feature_age"])
         if config.head.needs_previous_chunk and previous is not None:
@@ -268,6 +291,8 @@ class InsertionPolicy:
             "has_sensor": (batch,),
             "state": (batch, len(self.data.state)),
             "feature_age": (batch,),
+            "state_window": (batch, self.state_window.rows if self.state_window else 0, len(self.data.state)),
+            "state_window_mask": (batch, self.state_window.rows if self.state_window else 0),
             "previous_chunk": (batch, config.horizon, config.action_dim),
             "prefix": (batch, config.horizon, config.action_dim),
             "prefix_length": (batch,),
@@ -333,6 +358,10 @@ def _blame(observation: Observation) -> str:
             blamed.append("sensor")
     if observation.state is not None and not np.isfinite(np.asarray(observation.state)).all():
         blamed.append("state")
+    if observation.state_window is not None:
+        there = np.asarray(observation.state_window)[np.asarray(observation.state_window_mask)]
+        if not np.isfinite(there).all():
+            blamed.append("state_window")
     if observation.feature_age is not None and not np.isfinite(np.asarray(observation.feature_age)).all():
         blamed.append("feature_age")
     if observation.prefix is not None:

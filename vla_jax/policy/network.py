@@ -13,6 +13,7 @@ from vla_jax.models.dropout import DropoutKey, split_key
 from vla_jax.models.fusion import Fusion
 from vla_jax.models.sensor_encoder import SensorEncoder
 from vla_jax.models.state_encoder import StateEncoder
+from vla_jax.models.state_window_encoder import StateWindowEncoder
 from vla_jax.policy.config import PolicyConfig
 
 
@@ -53,6 +54,12 @@ class PolicyNetwork(nnx.Module):
         if config.state is not None:
             state_encoder = StateEncoder(config.state, width=config.head.hidden_dim, dtype=dtype, rngs=rngs)
         self.state_encoder = nnx.data(state_encoder)
+        window_encoder = None
+        if config.state_window is not None:
+            window_encoder = StateWindowEncoder(
+                config.state_window, width=config.head.hidden_dim, dtype=dtype, rngs=rngs
+            )
+        self.state_window_encoder = nnx.data(window_encoder)
         age_encoder = None
         if config.age is not None:
             age_encoder = AgeEncoder(config.age, width=config.head.hidden_dim, dtype=dtype, rngs=rngs)
@@ -170,6 +177,12 @@ class PolicyNetwork(nnx.Module):
         if self.state_encoder is not None:
             assert state is not None, "this policy reads the arm's state"
             condition = condition + self.state_encoder(jnp.asarray(state, jnp.float32))
+        if self.state_window_encoder is not None:
+            window, mask = observation.state_window, observation.state_window_mask
+            assert window is not None, "this policy reads the arm's last states"
+            assert mask is not None
+            added = self.state_window_encoder(jnp.asarray(window, jnp.float32), jnp.asarray(mask))
+            condition = condition + added
         if self.age_encoder is not None:
             assert age is not None, "this policy is told how old its features are"
             condition = condition + self.age_encoder(jnp.asarray(age, jnp.float32))

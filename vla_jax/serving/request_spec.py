@@ -80,6 +80,18 @@ class RequestSpec:
             reads = config.state is not None
             named = f"newest {', '.join(data.state)} of the arm, as recorded"
             arrays["state"] = ArrayInput((len(data.state),), reads, named, is_read=reads)
+        if policy.state_window is not None:
+            rows, every = policy.state_window.rows, policy.state_window.every
+            between = "control tick" if every == 1 else f"{every} control ticks"
+            arrays["state_window"] = ArrayInput(
+                (rows, len(data.state)),
+                False,
+                f"{', '.join(data.state)} of the arm, as recorded, one every {between}, oldest first and the newest "
+                "last; absent where they are not known",
+            )
+            arrays["state_window_mask"] = ArrayInput(
+                (rows,), False, "which of them are there; without it all are", "bool"
+            )
         if config.age is not None:
             arrays["feature_age"] = ArrayInput(
                 (),

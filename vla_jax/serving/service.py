@@ -128,15 +128,29 @@ class PolicyService:
             empty = np.zeros(arrays["sensor"].shape, np.float32)
             sensor = np.stack([empty if row.sensor is None else row.sensor for row in rows])
             has_sensor = np.array([row.sensor is not None for row in rows])
+        window = window_mask = None
+        if "state_window" in arrays:
+            empty = np.zeros(arrays["state_window"].shape, np.float32)
+            window = np.stack([empty if row.state_window is None else row.state_window for row in rows])
+            window_mask = np.stack([_window_mask(row, len(empty)) for row in rows])
         return Observation(
             vl=stacked("vl"),
             vl_mask=stacked("vl_mask"),
             sensor=sensor,
             has_sensor=has_sensor,
             state=stacked("state"),
+            state_window=window,
+            state_window_mask=window_mask,
             feature_age=stacked("feature_age"),
             previous_chunk=stacked("previous_chunk"),
         )
+
+
+def _window_mask(row: Request, size: int) -> np.ndarray:
+    """Returns which of the arm's last states a request holds."""
+    if row.state_window is None:
+        return np.zeros(size, bool)
+    return np.ones(size, bool) if row.state_window_mask is None else row.state_window_mask
 
 
 def _keys_of_seeds(seeds: Array) -> Key[Array, " b"]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vla_jax.contracts.specs import StateWindow
 from vla_jax.dataset.feature_table import FeatureTable
 from vla_jax.dataset.packed_dataset import PackedDataset
 from vla_jax.errors import UserError
@@ -56,7 +57,7 @@ def begin(request: Request, dataset: PackedDataset, settings: Mapping[str, Any] 
     settings, notes = dict(settings or {}), []
 
     # 1. What contradicts itself, or the data, is refused.
-    feature_age = feature_age_quantiles(request.feature_age)
+    feature_age, state_window = feature_age_quantiles(request.feature_age), _state_window(request)
     fusion = _fusion(request, settings.pop(FUSION, None))
     _refuse_contradictions(request, dataset, settings)
 
@@ -97,6 +98,7 @@ def begin(request: Request, dataset: PackedDataset, settings: Mapping[str, Any] 
             fusion=network.fusion.strategy if network else fusion or "concat",
             noise_steps=request.diffusion_timesteps,
             state=request.state_enabled and network is None,
+            state_window=None if network is not None else state_window,
             feature_age=feature_age if network is None else (),
         )
         if request.recipe in ("reference", "small_reference"):
@@ -111,6 +113,13 @@ def begin(request: Request, dataset: PackedDataset, settings: Mapping[str, Any] 
     _refuse_unless_equal("diffusion-timesteps", request.diffusion_timesteps, base.policy.head.noise_steps)
     if request.state_enabled and base.policy.state is None:
         raise UserError("--state-enabled contradicts the given configuration, whose network reads no state")
+    if state_window is not None:
+        fixed = base.policy.state_window
+        if fixed is None or fixed.window != state_window:
+            has = "no window of the arm's state" if fixed is None else f"{_described(fixed.window)}"
+            raise UserError(
+                f"{_described(state_window)} contradicts the given configuration, whose network reads {has}"
+            )
     if misfits := base.policy.misfits(table.spec, dataset.spec):
         raise UserError(f"the configured network does not fit {dataset.path}: {'; '.join(misfits)}")
 
@@ -142,6 +151,19 @@ def begin(request: Request, dataset: PackedDataset, settings: Mapping[str, Any] 
         if request.rewarm:
             config = _rewarmed(config, base, int(resumed.name))
     return Beginning(config, table, resumed, initial, bool(others), tuple(notes))
+
+
+def _state_window(request: Request) -> StateWindow | None:
+    if request.state_window is None:
+        if request.state_window_every is not None:
+            raise UserError("--state-window-every goes with --state-window N")
+        return None
+    return StateWindow(request.state_window, request.state_window_every or 1)
+
+
+def _described(window: StateWindow) -> str:
+    every = f" --state-window-every {window.every}" if window.every != 1 else ""
+    return f"--state-window {window.rows}{every}"
 
 
 def data_differences(checkpoint: Path, dataset: PackedDataset) -> list[str]:

@@ -89,6 +89,7 @@ def make_validation(
             "val",
             config.batch_size,
             aged=aged,
+            state_window=config.policy.last_states,
             share=process_share(),
             resident=feed.resident.names,
         )

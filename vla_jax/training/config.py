@@ -86,6 +86,9 @@ class TrainConfig:
     """Standard deviation of the noise added to normalised sensor windows in training."""
     feature_noise: NotNegative = 0.0
     """Standard deviation of the noise added to normalised features in training."""
+    state_window_dropout: Share = 0.3
+    """Share of samples whose window of the arm's last states is hidden while training, so that a policy that reads it
+    does not just go on as it moved."""
     feature_age: tuple[float, ...] = ()
     """How old the features are that training shows, in seconds: quantiles, at equal distances, of the distribution
     that a sample's age is drawn from. One is the age of all; () shows the newest."""

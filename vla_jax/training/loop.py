@@ -124,6 +124,7 @@ def train(
             batch_size=config.batch_size,
             seed=config.seed,
             aged=AgedFeatures.of(dataset, features, config.feature_age, config.seed),
+            state_window=config.policy.last_states,
             share=process_share(),
             resident=fed.resident.names,
         )

@@ -11,7 +11,7 @@ import pytest
 
 from tests.vla_jax.policy.policies import CHANNELS, ROWS, SLOTS, WIDTH, tiny_policy
 from vla_jax.contracts.environment import Outcome, Reading
-from vla_jax.contracts.specs import LAB_ACTIONS, ActionSpec, FeatureSpec
+from vla_jax.contracts.specs import LAB_ACTIONS, ActionSpec, FeatureSpec, StateWindow
 from vla_jax.errors import UserError
 from vla_jax.evaluation.closed_loop import Inputs, RolloutSettings, roll_out
 from vla_jax.evaluation.environments import LocalEnvironments, environment_processes
@@ -255,6 +255,22 @@ def test_a_policy_that_reads_the_state_is_given_the_pose_of_the_tick():
 
     (rollout,) = run(noting, inputs=Inputs(state=True), max_ticks=4)
     np.testing.assert_array_equal(np.concatenate(given), rollout.pose[:-1])
+
+
+def test_a_policy_that_reads_the_last_poses_is_given_those_of_its_episode():
+    given = []
+
+    def noting(vl, vl_mask, sensor, has_sensor, key, state_window, state_window_mask):
+        given.append((state_window[0, :, 0], state_window_mask[0]))
+        return np.full((1, HORIZON, 1), 0.02)
+
+    window = StateWindow(3, 2)
+    (rollout,) = run(noting, inputs=Inputs(state_window=window), max_ticks=6)
+    places = rollout.pose[:, 0]
+    for tick, (poses, there) in enumerate(given):
+        past = [tick - 4, tick - 2, tick]
+        assert there.tolist() == [at >= 0 for at in past]
+        np.testing.assert_array_equal(poses, [places[at] if at >= 0 else places[tick] for at in past])
 
 
 def test_a_policy_that_is_told_how_old_its_features_are_is_told_of_their_pictures():

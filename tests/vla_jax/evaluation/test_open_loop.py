@@ -84,6 +84,8 @@ def test_noise_of_a_sample_depends_on_seed_and_tick_alone(diffusion, workspace):
 class NotingPolicy:
     """Notes its keys."""
 
+    state_window = None
+
     def __init__(self):
         self.keys = []
 
@@ -114,6 +116,8 @@ def test_the_policy_never_sees_the_future(policy, workspace, monkeypatch):
 
 class AnchoredPolicy:
     """Returns its anchor."""
+
+    state_window = None
 
     def infer(self, observation, key):
         return observation.previous_chunk
@@ -246,6 +250,8 @@ def test_an_empty_split_is_a_users_mistake(policy, workspace, monkeypatch):
 
 class BySight:
     """Predicts the features that it sees; told or not how old they are."""
+
+    state_window = None
 
     def __init__(self):
         self.ages = []
