@@ -101,7 +101,7 @@ def report_figures(evaluation: Evaluation, dataset: PackedDataset) -> list[Repor
 
 def _age_figures(evaluation: Evaluation, dataset: PackedDataset) -> list[ReportFigure]:
     """Draws the errors by the age of the features; where pictures have no history, there are none."""
-    by_age = evaluation.metrics["by_feature_age"]
+    by_age = evaluation.metrics.get("by_feature_age")
     if not by_age:
         return []
     return [
