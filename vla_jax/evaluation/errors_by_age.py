@@ -14,7 +14,7 @@ from vla_jax.evaluation.prediction import predict_ticks
 from vla_jax.policy.insertion_policy import InsertionPolicy
 
 AGES_S = (0.0, 0.4, 0.8, 1.2, 1.6, 2.0)
-MAX_SAMPLES = 1024
+MAX_SAMPLES = 512
 MIN_SHARE = 0.25
 """Of the samples, that must have a history as long as an age."""
 METRICS = ("overall_mse", "motion_mse", "translation_mse", "rotation_mse", "first_motion_mse")
