@@ -76,7 +76,8 @@ def check_fits_phantom(run: Path, policy: "InsertionPolicy") -> None:
         )
         if theirs is not None and theirs != ours
     ]
-    if policy.config.state is not None and data.state != LAB_STATE:
+    reads_state = policy.config.state is not None or policy.config.state_window is not None
+    if reads_state and data.state != LAB_STATE:
         lacking.append(f"state {data.state}, the phantom has {LAB_STATE}")
     if lacking:
         raise UserError(f"{run}: cannot act in the phantom: it has {'; '.join(lacking)}")

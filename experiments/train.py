@@ -48,6 +48,7 @@ SETTINGS = {
         "sensor_dropout": "sensor_dropout",
         "sensor_noise": "sensor_noise",
         "feature_noise": "feature_noise",
+        "state_window_dropout": "state_window_dropout",
         "ema_decay": "ema_decay",
     },
     "interval": {

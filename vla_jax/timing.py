@@ -70,6 +70,20 @@ def window_rows(
     return np.where(end[:, None] >= 0, rows, -1)
 
 
+def past_rows(
+    rows: Int[np.ndarray, " n"], first: Int[np.ndarray, " n"], size: int, every: int
+) -> Int[np.ndarray, "n size"]:
+    """Returns the `size` rows up to and with each of `rows`, `every` apart, oldest first; −1 for those before
+    `first`."""
+    found = rows[:, None] - every * np.arange(size - 1, -1, -1)
+    return np.where(found >= first[:, None], found, -1)
+
+
+def past_moments(moment: float, size: int, period: float) -> Float[np.ndarray, " size"]:
+    """Returns the `size` moments up to and with this one, `period` apart, oldest first."""
+    return moment - period * np.arange(size - 1, -1, -1)
+
+
 def refresh_ticks(num_ticks: int, every: int) -> Int[np.ndarray, " n"]:
     """Returns, per control tick, the tick whose pictures its features come from: they are refreshed `every` ticks."""
     return np.arange(num_ticks) // every * every

@@ -23,6 +23,8 @@ NORMALISER = "tests/vla_jax/preprocessing/test_normaliser.py"
 PACKED = "tests/vla_jax/dataset/test_packed_dataset.py"
 BATCHES = "tests/vla_jax/dataset/test_batches.py"
 SPLIT = "tests/vla_jax/dataset/test_split.py"
+STATE_WINDOWS = "tests/vla_jax/dataset/test_state_windows.py"
+FEATURE_AGES = "tests/vla_jax/dataset/test_feature_ages.py"
 STATISTICS = "tests/vla_jax/dataset/test_statistics.py"
 TIMING = "tests/vla_jax/test_timing.py"
 KEYS = "tests/feature_cache/test_keys.py"
@@ -581,6 +583,21 @@ DATA = [
         ),
     ),
     *_of(
+        "vla_jax/dataset/feature_ages.py",
+        (
+            "older features are another episode's",
+            "np.arange(self._num_back), self._first[episode][:, None])",
+            "np.arange(self._num_back), 0)",
+            f"{FEATURE_AGES}::test_the_record_of_an_age_is_the_closest_of_its_own_episode",
+        ),
+        (
+            "one age drawn for all",
+            "np.interp(uniform_draws(self._seed, positions), levels",
+            "np.interp(uniform_draws(self._seed, 0 * positions), levels",
+            f"{FEATURE_AGES}::test_ages_follow_their_quantiles",
+        ),
+    ),
+    *_of(
         "vla_jax/dataset/split.py",
         ("sides forgotten", 'side or ("val" if', '("val" if', SPLIT),
         ("old episodes moved before new ones", "min(new or members,", "min(members,", SPLIT),
@@ -649,6 +666,12 @@ DATA = [
             "np.maximum(end[:, None] + np.arange(-size, 0), begin[:, None])",
             "np.maximum(end[:, None] + np.arange(-size, 0), 0)",
             TIMING,
+        ),
+        (
+            "states of the episode before",
+            "np.where(found >= first[:, None], found, -1)",
+            "np.where(found >= 0, found, -1)",
+            f"{STATE_WINDOWS}::test_windows_are_the_poses_of_earlier_ticks_of_the_episode",
         ),
         (
             "chunks into the next episode",
@@ -759,6 +782,12 @@ ACTING = [
     ),
     *_of(
         "vla_jax/evaluation/closed_loop.py",
+        (
+            "features said to be new",
+            "row.reading.time_s - row.features.image_time_s",
+            "0.0 * row.reading.time_s",
+            f"{CLOSED_LOOP}::test_a_policy_that_is_told_how_old_its_features_are_is_told_of_their_pictures",
+        ),
         (
             "features of every tick's pictures",
             "return self.tick % self._settings.refresh_ticks == 0",

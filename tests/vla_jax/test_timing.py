@@ -71,3 +71,14 @@ def test_ages_of_what_is_absent_are_not_numbers():
     np.testing.assert_array_equal(
         timing.newest_row_times(np.array([5.0, 6.0]), np.array([2, -1])), [6, np.nan]
     )
+
+
+@given(st.integers(0, 30), st.integers(0, 30), st.integers(1, 9), st.integers(1, 4))
+def test_past_rows_are_evenly_apart_and_of_the_episode(first, ahead, size, every):
+    (rows,) = timing.past_rows(np.array([first + ahead]), np.array([first]), size, every)
+    expected = [first + ahead - every * back for back in range(size)][::-1]
+    assert rows.tolist() == [row if row >= first else -1 for row in expected]
+
+
+def test_past_moments_end_with_the_moment():
+    np.testing.assert_allclose(timing.past_moments(5.0, 4, 0.5), [3.5, 4.0, 4.5, 5.0])

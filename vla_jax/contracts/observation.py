@@ -21,7 +21,7 @@ class Observation:
 
     Made by the loader, the robot's runtime or a client in recorded units, and by the preprocessor in the network's.
     Axes: b batch, s slots, v feature width, t sensor rows, c channels, h horizon, a action dimensions,
-    p values of the state.
+    p values of the state, w states of the window.
     """
 
     vl: Float[ArrayLike, "b s v"] | None
@@ -34,6 +34,12 @@ class Observation:
     """Which rows of the batch have a sensor window; the windows of the others hold nothing."""
     state: Float[ArrayLike, "b p"] | None = None
     """The arm's newest pose, or joints: the values that the data's `DataSpec.state` names."""
+    state_window: Float[ArrayLike, "b w p"] | None = None
+    """The last of these states, oldest first, `state` the newest of them; as they were recorded."""
+    state_window_mask: Bool[ArrayLike, "b w"] | None = None
+    """Which of them are there: not those before the episode. There where `state_window` is."""
+    feature_age: Float[ArrayLike, " b"] | None = None
+    """Seconds from when the oldest picture behind the features was taken to the tick."""
     previous_chunk: Float[ArrayLike, "b h a"] | None = None
     """Actions of the past, for heads that add to them: mm, degrees and what else the data's `ActionSpec` names."""
     prefix: Float[ArrayLike, "b h a"] | None = None
@@ -60,6 +66,7 @@ class Observation:
             sensor=sensor,
             has_sensor=has_sensor,
             state=np.zeros((batch_size, len(data.state)), np.float32) if data.state else None,
+            feature_age=np.zeros(batch_size, np.float32),
             previous_chunk=np.zeros((batch_size, data.actions.horizon, data.actions.size), np.float32),
         )
 

@@ -6,10 +6,11 @@ tells them to its clients. `differences` says in words what does not fit.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 
+from vla_jax.contracts.checks import Range, check
 from vla_jax.contracts.provenance import Provenance
 
 Alignment = Literal["timestamp", "index"]
@@ -76,6 +77,9 @@ LAB_STATE = ("x", "y", "z", "a", "b", "r")
 LAB_ANGLES = ("a", "b", "r")
 """Those of `LAB_STATE` that are angles in degrees."""
 
+MAX_FEATURE_AGE_S = 3.0
+"""Largest age of features, in seconds, that policies are trained for; older ones are told as this old."""
+
 
 @dataclass(frozen=True)
 class SensorSpec:
@@ -86,6 +90,19 @@ class SensorSpec:
     """Rows of a window; None where any number will do."""
     hz: float | None = 650.0
     """Rows in a second; None where it is not known."""
+
+
+@dataclass(frozen=True)
+class StateWindow:
+    """Which of the arm's last states a policy reads."""
+
+    rows: Annotated[int, Range(low=2, high=1000)] = 8
+    """States, the newest included."""
+    every: Annotated[int, Range(low=1, high=1000)] = 1
+    """Control ticks from one to the next."""
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 
 from vla_jax.contracts.observation import Batch, Observation, ResidentRows
+from vla_jax.contracts.specs import StateWindow
+from vla_jax.dataset.feature_ages import AgedFeatures
 from vla_jax.dataset.feature_table import FeatureTable
 from vla_jax.dataset.packed_dataset import PackedDataset, Split
 from vla_jax.errors import UserError
@@ -48,15 +50,20 @@ def make_batch(
     ticks: np.ndarray,
     valid: np.ndarray | None = None,
     *,
+    records: np.ndarray | None = None,
+    state_window: StateWindow | None = None,
     resident: Collection[str] = (),
 ) -> Batch:
     """Returns the samples at tick rows `ticks` (b,), in recorded units; arrays of numpy, features and sensor windows in
     their storage types. Without any sensor in the data set, there is none in the observation either.
 
-    valid: which rows are samples; all by default. resident: "vl", "sensor" where the devices hold the feature table
-    (`FeatureTable.records`) or the stream whole, so that the batch only says which rows of them.
+    valid: which rows are samples; all by default. records: (b,) whose features each sample sees; by default those of
+    its newest refresh (`AgedFeatures` chooses others). state_window: the last states that there are beside the newest;
+    without, none. resident: "vl", "sensor" where the devices hold the feature table (`FeatureTable.records`) or the
+    stream whole, so that the batch only says which rows of them.
     """
-    records, rows = dataset.record_index(ticks), ResidentRows()
+    records = dataset.record_index(ticks) if records is None else records
+    rows = ResidentRows()
     vl = vl_mask = sensor = has_sensor = None
     if "vl" in resident:
         rows = replace(rows, vl=features.rows(records))
@@ -69,10 +76,26 @@ def make_batch(
         else:
             sensor = dataset.sensor_windows(ticks)
     state = np.asarray(dataset.ticks.pose[ticks], np.float32) if dataset.spec.state else None
+    window = window_mask = None
+    if state_window is not None:
+        window, window_mask = dataset.state_windows(ticks, state_window)
+    age = None
+    if dataset.spec.alignment == "timestamp":  # Paired by position, pictures drift against the ticks.
+        age = np.maximum(dataset.ticks.time[ticks] - dataset.record_time[records], 0.0).astype(np.float32)
     actions = dataset.actions(ticks)
     previous = np.repeat(dataset.previous_action(ticks)[:, None], actions.shape[1], axis=1)
     return Batch(
-        observation=Observation(vl, vl_mask, sensor, has_sensor, state, previous),
+        observation=Observation(
+            vl,
+            vl_mask,
+            sensor,
+            has_sensor,
+            state,
+            state_window=window,
+            state_window_mask=window_mask,
+            feature_age=age,
+            previous_chunk=previous,
+        ),
         actions=actions,
         confidence=dataset.confidence(ticks),
         tick=np.asarray(ticks, np.int64),
@@ -85,22 +108,35 @@ def make_batch(
 def sequential_batches(
     dataset: PackedDataset,
     features: FeatureTable,
-    split: Split,
+    split: Split | np.ndarray,
     batch_size: int,
     *,
+    aged: AgedFeatures | None = None,
+    state_window: StateWindow | None = None,
     share: ProcessShare = ProcessShare(),
     resident: Collection[str] = (),
 ) -> Iterator[Batch]:
-    """Yields all samples of a split that have features once, in order.
+    """Yields all samples of a split that have features once, in order; or the samples at the given ticks (n,).
 
-    The last batch is filled up with copies marked not `valid`. share, resident: see `BatchLoader` and `make_batch`.
+    The last batch is filled up with copies marked not `valid`. aged: draws how old their features are, of seed and
+    tick; without, they are the newest. state_window, share, resident: see `BatchLoader` and `make_batch`.
     """
-    ticks = features.sample_ticks(split)
+    ticks = features.sample_ticks(split) if isinstance(split, str) else split
     mine = share.rows(batch_size)
     for start in range(0, len(ticks), batch_size):
         rows = start + mine
         valid = rows < len(ticks)
-        yield make_batch(dataset, features, ticks[np.minimum(rows, len(ticks) - 1)], valid, resident=resident)
+        shown = ticks[np.minimum(rows, len(ticks) - 1)]
+        records = None if aged is None else aged.records(shown, shown)
+        yield make_batch(
+            dataset,
+            features,
+            shown,
+            valid,
+            records=records,
+            state_window=state_window,
+            resident=resident,
+        )
 
 
 class SampleOrder:
@@ -180,7 +216,8 @@ class BatchLoader:
     """Endless shuffled batches of one split, read ahead by grain's threads.
 
     batch_size: over all processes; each process makes its `share` of the rows.
-    resident: what batches leave to arrays on the devices, see `make_batch`.
+    aged: draws how old a sample's features are, of its position in the endless order; without, they are the newest.
+    state_window, resident: which states batches have, and what they leave to arrays on the devices; see `make_batch`.
     source_weights: EpisodeEntry.source → how often its samples are drawn, relative to the others (default 1);
         without it the data set's own weights hold (`EpisodeEntry.weight`).
 
@@ -197,6 +234,8 @@ class BatchLoader:
         split: Split,
         batch_size: int,
         seed: int,
+        aged: AgedFeatures | None = None,
+        state_window: StateWindow | None = None,
         share: ProcessShare = ProcessShare(),
         resident: Collection[str] = (),
         num_threads: int = 2,
@@ -213,6 +252,8 @@ class BatchLoader:
         self.split: Split = split
         self.batch_size = batch_size
         self.seed = seed
+        self.aged = aged
+        self.state_window = state_window
         self.resident = frozenset(resident)
         self.num_threads = num_threads
         self.prefetch = prefetch
@@ -220,9 +261,18 @@ class BatchLoader:
 
     def batch(self, index: int, *, resident: Collection[str] | None = None) -> Batch:
         """Returns this process's share of batch number `index`. resident: in place of the loader's."""
-        ticks = self.order.at(index * self.batch_size + self._rows)
+        positions = index * self.batch_size + self._rows
+        ticks = self.order.at(positions)
+        records = None if self.aged is None else self.aged.records(ticks, positions)
         resident = self.resident if resident is None else resident
-        return make_batch(self.dataset, self.features, ticks, resident=resident)
+        return make_batch(
+            self.dataset,
+            self.features,
+            ticks,
+            records=records,
+            state_window=self.state_window,
+            resident=resident,
+        )
 
     def __iter__(self) -> "BatchIterator":
         return BatchIterator(self)

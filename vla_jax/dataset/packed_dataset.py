@@ -25,9 +25,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from jaxtyping import Bool, Float
 from numpy.lib.stride_tricks import sliding_window_view
 
-from vla_jax.contracts.specs import Alignment
+from vla_jax.contracts.specs import Alignment, StateWindow
 from vla_jax.dataset.meaning import spec_from_json, spec_to_json
 from vla_jax.dataset.records import Records, VLRecord
 from vla_jax.dataset.schema import COLUMNS, Column
@@ -36,7 +37,7 @@ from vla_jax.dataset.upgrade import OLD_VERSION, upgraded_entries, upgraded_inde
 from vla_jax.errors import UserError
 from vla_jax.recordings.recording import Segment
 from vla_jax.recordings.registry import reader_of
-from vla_jax.timing import chunk_rows, is_whole_window, window_rows
+from vla_jax.timing import chunk_rows, is_whole_window, past_rows, window_rows
 
 FORMAT_VERSION = 3
 INDEX_FILE = "dataset.json"
@@ -255,6 +256,17 @@ class PackedDataset:
         previous = self.ticks.delta[np.maximum(ticks - 1, 0)]
         return np.where(is_first[:, None], self.spec.actions.before_first, previous)
 
+    def state_windows(
+        self, ticks: np.ndarray, window: StateWindow
+    ) -> tuple[Float[np.ndarray, "n w p"], Bool[np.ndarray, "n w"]]:
+        """Returns the last states up to each tick as f32, oldest first, and which of them were recorded in its episode;
+        the others repeat the tick's own."""
+        ticks = np.asarray(ticks)
+        first = self._first_tick[self.ticks.episode[ticks]]
+        rows = past_rows(ticks, first, window.rows, window.every)
+        states = np.asarray(self.ticks.pose[np.where(rows >= 0, rows, ticks[:, None])], np.float32)
+        return states, (rows >= 0) & np.isfinite(states).all(axis=2)
+
     def sensor_windows(self, ticks: np.ndarray, size: int | None = None) -> np.ndarray:
         """Returns (n, size, C) in the storage type: the newest rows at each tick, `size` as packed by default.
 
@@ -336,6 +348,14 @@ class PackedDataset:
     def record_views(self) -> np.ndarray:
         """(records, views) bool: which views each record has."""
         return self.array("instant_images") >= 0
+
+    @cached_property
+    def record_time(self) -> Float[np.ndarray, " records"]:
+        """When the oldest of each record's pictures was taken, unix seconds; ascending within an episode that is
+        aligned by time."""
+        # A row of its own for "no picture", which −1 points at.
+        taken = np.append(self.array("image_time"), np.inf)
+        return taken[self.array("instant_images")].min(axis=1, initial=np.inf)
 
     @cached_property
     def _first_tick(self) -> np.ndarray:

@@ -23,15 +23,16 @@ from jaxtyping import Bool, Float, Int, UInt8
 
 from vla_jax.contracts.environment import Outcome, Reading
 from vla_jax.contracts.feature_encoder import FeatureEncoder
-from vla_jax.contracts.specs import ActionSpec
+from vla_jax.contracts.specs import ActionSpec, StateWindow
 from vla_jax.evaluation.environments import Environments
 from vla_jax.policy.chunk_execution import ChunkQueue, Execution, Noise, num_promised, plan_arguments
 from vla_jax.policy.insertion_policy import InsertionPolicy
+from vla_jax.timing import past_rows
 
 Predict = Callable[..., Float[np.ndarray, "b h a"]]
 """`InsertionPolicy.predict`, or anything that is called as it is: (vl [b, s, v], vl_mask [b, s], sensor [b, t, c] or
-None, has_sensor [b], key [b]) → chunks, and `state=`, `z_chunk=` or `prefix=`, `prefix_length=` and `plan_length=`
-where `Inputs` asks for them."""
+None, has_sensor [b], key [b]) → chunks, and `state=`, `state_window=` and `state_window_mask=`, `feature_age=`,
+`z_chunk=` or `prefix=`, `prefix_length=` and `plan_length=` where `Inputs` asks for them."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,10 @@ class Inputs:
     """Newest sensor rows; None gives it all of the reading's."""
     state: bool = False
     """Whether it reads the arm's own pose."""
+    state_window: StateWindow | None = None
+    """Which of its last poses it reads."""
+    feature_age: bool = False
+    """Whether it is told how old its features are."""
     anchored: bool = False
     """Whether it adds its prediction to the previous action, repeated over the horizon."""
     prefix: int = 0
@@ -56,6 +61,8 @@ class Inputs:
         return cls(
             sensor_rows=policy.sensor_window,
             state=config.state is not None,
+            state_window=config.last_states,
+            feature_age=config.age is not None,
             anchored=config.head.needs_previous_chunk,
             prefix=policy.prefix_max,
             guided=policy.guided,
@@ -223,6 +230,11 @@ class _Episode:
             return None
         return sensor if rows is None else sensor[-rows:]
 
+    def last_poses(self, window: StateWindow) -> tuple[Float[np.ndarray, "w p"], Bool[np.ndarray, " w"]]:
+        """Returns the poses up to this tick, and which of them are of this episode; the others repeat the newest."""
+        (ticks,) = past_rows(np.array([self.tick]), np.array([0]), window.rows, window.every)
+        return np.stack([self._poses[tick] for tick in ticks]), ticks >= 0
+
     @property
     def previous_action(self) -> Float[np.ndarray, " a"]:
         """The action executed last; at the start what stands for it in training."""
@@ -318,6 +330,12 @@ def _decide(
     arguments: dict[str, Any] = {"key": _row_keys(key, names)}
     if inputs.state:
         arguments["state"] = np.stack([row.reading.pose for row in rows])
+    if inputs.state_window is not None:
+        poses, masks = zip(*(row.last_poses(inputs.state_window) for row in rows), strict=True)
+        arguments |= {"state_window": np.stack(poses), "state_window_mask": np.stack(masks)}
+    if inputs.feature_age:
+        ages = [row.reading.time_s - row.features.image_time_s for row in rows]
+        arguments["feature_age"] = np.array(ages, np.float32)
     if inputs.anchored:
         previous = np.stack([row.previous_action for row in rows])
         arguments["z_chunk"] = np.repeat(previous[:, None], rows[0].horizon, axis=1)

@@ -14,6 +14,7 @@ from vla_jax.evaluation.metrics import Metrics, metrics_of_subsets
 from vla_jax.evaluation.prediction import Predictions
 from vla_jax.policy.checkpoints import read_training
 from vla_jax.policy.insertion_policy import InsertionPolicy
+from vla_jax.storage import config_json
 from vla_jax.training.settings import flat
 
 # Metrics whose ratio baseline / policy is reported.
@@ -41,6 +42,7 @@ TRAINING_SETTINGS = (
     "sensor_dropout",
     "sensor_noise",
     "feature_noise",
+    "feature_age",
     "ema_decay",
     "init_from",
 )
@@ -103,6 +105,9 @@ def judged_on(
         "fusion": config.fusion.strategy,
         "vl_pool": config.vl_pool,
         "z_chunk": "previous" if config.head.needs_previous_chunk else "zero",
+        "reads_state": config.state is not None,
+        "state_window": config_json.to_plain(config.last_states),
+        "told_feature_age": config.age is not None,
         "parameters": policy.num_parameters,
     }
     if policy.sampler is not None:

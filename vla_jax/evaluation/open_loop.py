@@ -10,6 +10,7 @@ from vla_jax.dataset.feature_table import FeatureTable
 from vla_jax.dataset.packed_dataset import PackedDataset, Split
 from vla_jax.errors import UserError
 from vla_jax.evaluation.drift import Drift
+from vla_jax.evaluation.errors_by_age import errors_by_age
 from vla_jax.evaluation.judgement import judge, judged_on
 from vla_jax.evaluation.prediction import Predictions, predict_split
 from vla_jax.policy.insertion_policy import InsertionPolicy
@@ -51,11 +52,13 @@ def evaluate(
         )
     predictions = predict_split(policy, dataset, features, split, batch_size=batch_size, seed=seed)
     judged, drifts = judge(predictions, dataset)
+    by_age = errors_by_age(policy, dataset, features, split, batch_size=batch_size, seed=seed)
     conditions = judged_on(policy, dataset, predictions, split, seed)
     conditions["data"]["samples_without_features"] = len(dataset.sample_ticks(split)) - num_samples
     device = jax.devices()[0]
     metrics = {
         **judged,
+        "by_feature_age": by_age,
         "latency": {**measure_latency(policy), "device": device.device_kind},
         **conditions,
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from vla_jax.dataset.batches import sequential_batches
+from vla_jax.dataset.feature_ages import AgedFeatures
 from vla_jax.dataset.feature_table import FeatureTable
 from vla_jax.dataset.packed_dataset import PackedDataset, Split
 from vla_jax.policy.insertion_policy import InsertionPolicy
@@ -43,15 +44,35 @@ def predict_split(
     batch_size: int,
     seed: int = 0,
 ) -> Predictions:
-    """Predicts the chunk of every sample of "train", "val" or "all" that has features, with a progress bar.
+    """Predicts the chunk of every sample of "train", "val" or "all" that has features (`predict_ticks`)."""
+    ticks = features.sample_ticks(split)
+    return predict_ticks(policy, dataset, features, ticks, batch_size=batch_size, seed=seed, what=split)
+
+
+def predict_ticks(
+    policy: InsertionPolicy,
+    dataset: PackedDataset,
+    features: FeatureTable,
+    ticks: Int[np.ndarray, " n"],
+    *,
+    batch_size: int,
+    seed: int = 0,
+    aged: AgedFeatures | None = None,
+    what: str = "",
+) -> Predictions:
+    """Predicts the chunk of each of the samples `ticks`, with a progress bar.
+
+    aged: says how old the features are; without, they are the newest. what: for the bar.
 
     A diffusion policy draws each sample's noise from (seed, tick), so neither batch size nor split changes it. The
     recorded future enters only `target`.
     """
     draw_keys, root = jax.jit(row_keys), jax.random.key(seed)
     kept: dict[str, list[np.ndarray]] = {}
-    with progress_bar(total=len(features.sample_ticks(split)), desc=f"predict {split}", unit="sample") as bar:
-        for batch in sequential_batches(dataset, features, split, batch_size):
+    with progress_bar(total=len(ticks), desc=f"predict {what}", unit="sample") as bar:
+        for batch in sequential_batches(
+            dataset, features, ticks, batch_size, aged=aged, state_window=policy.state_window
+        ):
             observation, valid = batch.observation, batch.valid
             has_sensor, previous = observation.has_sensor, observation.previous_chunk
             assert previous is not None, "every data set has one"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from vla_jax.dataset.sensor_stream import MAX_ROW_GAP_SECONDS
 from vla_jax.live.streams import Picture
@@ -109,6 +109,18 @@ class RowBuffer:
                 return np.nan
             into[...] = self._rows[row]
             return float(self._times[row]) + self._offset
+
+    def newest_at(
+        self, moments: Float[np.ndarray, " w"], since: float, into: Float[np.ndarray, "w c"]
+    ) -> Bool[np.ndarray, " w"]:
+        """Copies the newest row at or before each moment; returns which there are, none of them from before `since`."""
+        with self._lock:
+            times = self._times[: self._count]
+            rows = newest_at_or_before(times, moments - self._offset)
+            there = rows >= 0
+            there[there] = times[rows[there]] + self._offset >= since - TIME_RESOLUTION
+            into[there] = self._rows[rows[there]]
+            return there
 
     def window(self, moment: float, max_age: float, into: Float[np.ndarray, "t c"]) -> float:
         """Copies the rows that a policy sees at a moment, as `prepare` chooses them, oldest first.

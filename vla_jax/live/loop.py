@@ -147,7 +147,7 @@ class LiveLoop:
 
     def _act(self, facts: TickFacts, monitor: SafetyMonitor) -> None:
         """Looks, decides and sends."""
-        facts.seen = self._observer.look(facts.now, self._usable_features(), monitor.previous)
+        facts.seen = self._observer.look(facts.now, self._usable_features(), monitor.previous, self._began_at)
         facts.looked_s = time.monotonic() - facts.woke
         faults = monitor.faults(facts.seen) + self._own_faults()
         if not faults:

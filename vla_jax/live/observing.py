@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from vla_jax.contracts.specs import StateWindow
 from vla_jax.dataset.tick_columns import MAX_SENSOR_AGE_SECONDS
 from vla_jax.live.features import Features
 from vla_jax.live.newest import NewestOfAll
 from vla_jax.policy.insertion_policy import InsertionPolicy
+from vla_jax.timing import past_moments
 
 STATE, SENSOR, FEATURES, PICTURES = "state", "sensor", "features", "pictures"
 """Names of what has an age."""
@@ -56,14 +58,25 @@ class Observer:
             self._parts["sensor"], self._window = sensor, sensor[0]
         if policy.config.state is not None:
             self._parts["state"] = np.zeros((1, len(policy.data.state)), np.float32)
+        self._state_window, self._tick_s = policy.state_window, 1.0 / (policy.data.actions.rate_hz or 10.0)
+        if self._state_window is not None:
+            shape = (1, self._state_window.rows, len(policy.data.state))
+            self._parts |= {"state_window": np.zeros(shape), "state_window_mask": np.zeros(shape[:2], bool)}
+        if policy.config.age is not None:
+            self._parts["feature_age"] = np.zeros(1, np.float32)
         if policy.config.head.needs_previous_chunk:
             shape = (1, policy.data.actions.horizon, policy.data.actions.size)
             self._parts["z_chunk"] = np.zeros(shape, np.float32)
 
     def look(
-        self, moment: float, features: Features | None, previous_action: Float[np.ndarray, " a"]
+        self,
+        moment: float,
+        features: Features | None,
+        previous_action: Float[np.ndarray, " a"],
+        began_at: float = -np.inf,
     ) -> Seen:
-        """Takes what is newest at a moment, our clock. previous_action: executed last."""
+        """Takes what is newest at a moment, our clock. previous_action: executed last. began_at: when the episode
+        began; poses from before it are none of its last ones."""
         newest, parts, times = self._newest, self._parts, {}
         state_time = newest.states.newest(moment, self._pose)
         has_pose = bool(np.isfinite(state_time))
@@ -71,6 +84,8 @@ class Observer:
             times[STATE] = state_time
             if "state" in parts:
                 parts["state"][0] = self._pose
+        if self._state_window is not None:
+            self._look_back(moment, began_at, self._state_window)
         has_sensor = False
         if newest.rows is not None:
             time = newest.rows.window(moment, MAX_SENSOR_AGE_SECONDS, self._window)
@@ -81,6 +96,8 @@ class Observer:
         if features is not None:
             parts["vl"][0], parts["vl_mask"][0] = features.vl, features.vl_mask
             times[FEATURES] = features.oldest
+            if "feature_age" in parts:
+                parts["feature_age"][0] = moment - features.oldest
         if "z_chunk" in parts:
             parts["z_chunk"][:] = previous_action
         if np.isfinite(newest.pictures.received):
@@ -92,6 +109,13 @@ class Observer:
             self._window[:, 0] if has_sensor else None,
             times,
         )
+
+    def _look_back(self, moment: float, began_at: float, window: StateWindow) -> None:
+        """Takes the last poses; those that are missing repeat the newest."""
+        poses, there = self._parts["state_window"][0], self._parts["state_window_mask"][0]
+        poses[:] = self._pose
+        moments = past_moments(moment, window.rows, window.every * self._tick_s)
+        there[:] = self._newest.states.newest_at(moments, began_at, poses)
 
     @property
     def parts(self) -> Mapping[str, Any]:

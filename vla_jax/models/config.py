@@ -4,11 +4,11 @@
 one field here, in the heads' configurations or in the policy's; `PolicyConfig.reference` restores them all.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from vla_jax.contracts.checks import Count, Range, Share, Whole, check, check_heads
-from vla_jax.contracts.specs import SensorSpec
+from vla_jax.contracts.specs import SensorSpec, StateWindow
 from vla_jax.errors import UserError
 
 FusionStrategy = Literal["concat", "cross_attention", "gated", "none"]
@@ -66,10 +66,33 @@ class StateEncoderConfig:
 
     def __post_init__(self) -> None:
         check(self)
-        if not self.columns or min(self.columns) < 0 or len(set(self.columns)) < len(self.columns):
-            raise UserError(
-                f"StateEncoderConfig.columns is {self.columns}; it must be different numbers of values, from 0"
-            )
+        _check_columns(self)
+
+
+@dataclass(frozen=True)
+class StateWindowConfig:
+    """A small network that adds how the arm has moved lately to the condition."""
+
+    columns: tuple[int, ...]
+    """Which values of the recorded state it reads. Since they are relative to the newest, positions do not tell where
+    the arm is."""
+    window: StateWindow = field(default_factory=StateWindow)
+    """Which states."""
+    hidden_dim: Count = 64
+
+    def __post_init__(self) -> None:
+        check(self)
+        _check_columns(self)
+
+
+@dataclass(frozen=True)
+class AgeEncoderConfig:
+    """A small network that adds how old the features are to the condition."""
+
+    hidden_dim: Count = 64
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
 @dataclass(frozen=True)
@@ -106,3 +129,11 @@ class FusionConfig:
         if self.pool(vl_slots) == "attention" and self.vl_pool_width is not None:
             return self.vl_pool_width
         return vl_dim
+
+
+def _check_columns(config: StateEncoderConfig | StateWindowConfig) -> None:
+    columns = config.columns
+    if not columns or min(columns) < 0 or len(set(columns)) < len(columns):
+        raise UserError(
+            f"{type(config).__name__}.columns is {columns}; it must be different numbers of values, from 0"
+        )

@@ -99,9 +99,10 @@ def restore_normaliser(directory: Path, config: NormalisationConfig) -> Normalis
     """
     shapes = stored_shapes(directory, "normaliser")
     names = [entry.name for entry in fields(Normaliser) if not entry.metadata.get("static")]
-    if not any(name.startswith("state_") for name in shapes):
-        # Of a policy that does not read the arm's state.
-        names = [name for name in names if not name.startswith("state_")]
+    for group in ("state_", "motion_"):
+        if not any(name.startswith(group) for name in shapes):
+            # Of a policy that does not read the arm's state, or its last states.
+            names = [name for name in names if not name.startswith(group)]
     if sorted(shapes) != sorted(names):
         raise UserError(f"{directory}: the normaliser holds {sorted(shapes)}, expected {sorted(names)}")
     abstract = {name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in shapes.items()}

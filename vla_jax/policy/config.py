@@ -5,10 +5,17 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from vla_jax.contracts.checks import Count, check, check_heads
-from vla_jax.contracts.specs import DataSpec, FeatureSpec
+from vla_jax.contracts.specs import DataSpec, FeatureSpec, StateWindow
 from vla_jax.errors import UserError
 from vla_jax.heads.head_config import HeadConfig, head_config
-from vla_jax.models.config import FusionConfig, FusionStrategy, SensorEncoderConfig, StateEncoderConfig
+from vla_jax.models.config import (
+    AgeEncoderConfig,
+    FusionConfig,
+    FusionStrategy,
+    SensorEncoderConfig,
+    StateEncoderConfig,
+    StateWindowConfig,
+)
 from vla_jax.storage import config_json
 
 
@@ -28,6 +35,10 @@ class PolicyConfig:
     fusion: FusionConfig = field(default_factory=FusionConfig)
     state: StateEncoderConfig | None = None
     """How the arm's own state is read; None leaves it out, as the reference does."""
+    state_window: StateWindowConfig | None = None
+    """How the arm's last states are read; None leaves them out, as the reference does."""
+    age: AgeEncoderConfig | None = None
+    """How the age of the features is read; None leaves it out, as the reference does."""
     no_sensor_embedding: bool = True
     """A learned vector stands for a missing sensor (reference: False, zeros go through the encoder)."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -52,6 +63,11 @@ class PolicyConfig:
     def vl_pool(self) -> Literal["mean", "attention"]:
         """`fusion.vl_pool` with auto resolved."""
         return self.fusion.pool(self.vl_slots)
+
+    @property
+    def last_states(self) -> StateWindow | None:
+        """Which of the arm's last states it reads; None if none."""
+        return None if self.state_window is None else self.state_window.window
 
     @property
     def uses_sensor(self) -> bool:
@@ -127,9 +143,10 @@ class PolicyConfig:
                 f"it predicts {self.horizon} actions of {self.action_dim} dimensions, the data have "
                 f"{data.actions.horizon} of {data.actions.size}"
             )
-        if self.state is not None and max(self.state.columns) >= len(data.state):
+        read = [max(part.columns) for part in (self.state, self.state_window) if part is not None]
+        if read and max(read) >= len(data.state):
             faults.append(
-                f"it reads value {max(self.state.columns)} of the arm's state, counted from 0, the data have "
+                f"it reads value {max(read)} of the arm's state, counted from 0, the data have "
                 f"{len(data.state)} ({', '.join(data.state) or 'none'})"
             )
         if self.uses_sensor and data.sensor is not None and self.sensor.channels != data.sensor.channels:

@@ -12,7 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from vla_jax.contracts.observation import Observation
-from vla_jax.contracts.specs import DataSpec, FeatureSpec
+from vla_jax.contracts.specs import DataSpec, FeatureSpec, StateWindow
 from vla_jax.errors import UserError
 from vla_jax.policy.artifact import PolicyArtifact, load_policy
 from vla_jax.policy.prediction import predict_batch, row_keys
@@ -35,6 +35,7 @@ class InsertionPolicy:
         prefix_max: largest number of promised actions that it can be given; 0: it takes none.
         guided: whether its denoising is drawn to the actions that are planned already.
         num_parameters: of the network.
+        state_window: which of the arm's last states it reads; None if none.
         state_values: names of the values of the arm's state that it reads; () if it reads none.
         slots_may_lack: whether slots that are left out are the same to it as slots that are masked.
         weights: parameters, statistics and normaliser: all numbers that it was trained to.
@@ -69,6 +70,7 @@ class InsertionPolicy:
         self.num_parameters = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(loaded.network, nnx.Param)))
         columns = self.config.state.columns if self.config.state is not None else ()
         self.state_values = tuple(self.data.state[column] for column in columns)
+        self.state_window: StateWindow | None = self.config.last_states
         self.guided, self.prefix_max = guided, self.config.head.longest_prefix
         if guided and self.prefix_max:
             raise UserError(
@@ -154,6 +156,9 @@ class InsertionPolicy:
         key: jax.Array | None = None,
         *,
         state: Float[Array, "b p"] | np.ndarray | None = None,
+        state_window: Float[Array, "b w p"] | np.ndarray | None = None,
+        state_window_mask: Bool[Array, "b w"] | np.ndarray | None = None,
+        feature_age: Float[Array, " b"] | np.ndarray | None = None,
         z_chunk: Float[Array, "b h a"] | np.ndarray | None = None,
         prefix: Float[Array, "b n a"] | np.ndarray | None = None,
         prefix_length: Int[Array, " b"] | np.ndarray | None = None,
@@ -168,6 +173,11 @@ class InsertionPolicy:
             means that no row has one.
         has_sensor: which rows have a sensor.
         state: the arm's newest pose, as recorded; for policies that read it, and required by them.
+        state_window: for policies that read the arm's last poses: these, as recorded, oldest first and the newest
+            last, as far apart as `state_window` says. None: they are missing, which such policies are trained for.
+        state_window_mask: which of them are there; None: all.
+        feature_age: seconds from when the oldest picture behind the features was taken to the moment that actions are
+            asked for; for policies that are told it, and required by them.
         z_chunk: for policies anchored on the previous chunk only, and required by them: actions of the past, in
             mm and degrees, that the prediction is added to.
         prefix: for policies trained with a prefix and for guided ones: up to a horizon of actions, in mm and degrees,
@@ -176,8 +186,13 @@ class InsertionPolicy:
         plan_length: for guided policies: how many of them are planned, the promised ones and others; None: no others.
 
         Raises:
-            ValueError: as `infer`; z_chunk is given to a policy that adds to nothing, or prefix to one that takes none.
+            ValueError: as `infer`; z_chunk is given to a policy that adds to nothing, prefix to one that takes none, or
+                feature_age to one that is not told it.
         """
+        if feature_age is not None and self.config.age is None:
+            raise ValueError(
+                "predict: feature_age does not belong to a policy that is not told how old its features are"
+            )
         if z_chunk is not None and not self.config.head.needs_previous_chunk:
             raise ValueError("predict: z_chunk does not belong to a policy that adds to no previous chunk")
         if prefix is not None and not (self.prefix_max or self.guided):
@@ -185,7 +200,8 @@ class InsertionPolicy:
                 "predict: prefix does not belong to a policy that was trained without and is not guided"
             )
         parts = {"vl": vl, "vl_mask": vl_mask, "sensor": sensor, "has_sensor": has_sensor, "state": state}
-        parts |= {"previous_chunk": z_chunk, "prefix": prefix}
+        parts |= {"state_window": state_window, "state_window_mask": state_window_mask}
+        parts |= {"feature_age": feature_age, "previous_chunk": z_chunk, "prefix": prefix}
         return self._infer(parts | {"prefix_length": prefix_length, "plan_length": plan_length}, key)
 
     def warm_up(self, batch_size: int = 1) -> None:
@@ -197,7 +213,13 @@ class InsertionPolicy:
         data = self.data
         if data.sensor is not None and data.sensor.window is None:
             data = replace(data, sensor=replace(data.sensor, window=self.config.sensor.temporal_length))
-        return Observation.example(self.features, data, batch_size)
+        example = Observation.example(self.features, data, batch_size)
+        if self.state_window is None:
+            return example
+        shape = (batch_size, self.state_window.rows, len(data.state))
+        return example.replace(
+            state_window=np.zeros(shape, np.float32), state_window_mask=np.ones(shape[:2], bool)
+        )
 
     def differences(self, data: DataSpec, features: FeatureSpec) -> list[str]:
         """Returns where data and features are not what the policy was trained on, one sentence each.
@@ -207,9 +229,12 @@ class InsertionPolicy:
         if not self.config.uses_sensor:
             data = replace(data, sensor=None)
         faults = data.differences(self.data) + features.differences(self.features)
-        if self.config.state is not None and data.state != self.data.state:
+        reads_state = self.config.state is not None or self.config.state_window is not None
+        if reads_state and data.state != self.data.state:
             theirs = ", ".join(data.state) or "not recorded"
             faults.append(f"the arm's state is {theirs}, the policy's is {', '.join(self.data.state)}")
+        if self.config.age is not None and data.alignment == "index":
+            faults.append("pictures are paired by index and have no age, which the policy is to be told")
         return faults
 
     def _infer(self, parts: Mapping[str, Any], key: jax.Array | None) -> Float[np.ndarray, "b h a"]:
@@ -240,6 +265,16 @@ class InsertionPolicy:
             read |= {"sensor": _float32(sensor), "has_sensor": _boolean(has_sensor)}
         if config.state is not None and parts["state"] is not None:
             read["state"] = _float32(parts["state"])
+        if self.state_window is not None:
+            shape = (*read["vl"].shape[:1], self.state_window.rows, len(self.data.state))
+            window, mask = parts["state_window"], parts["state_window_mask"]
+            if window is None:
+                window, mask = np.zeros(shape, np.float32), np.zeros(shape[:2], bool)
+            elif mask is None:
+                mask = np.ones(shape[:2], bool)
+            read |= {"state_window": _float32(window), "state_window_mask": _boolean(mask)}
+        if config.age is not None and parts["feature_age"] is not None:
+            read["feature_age"] = _float32(parts["feature_age"])
         if config.head.needs_previous_chunk and previous is not None:
             read["previous_chunk"] = _float32(previous)
         if self.prefix_max or self.guided:
@@ -274,6 +309,9 @@ class InsertionPolicy:
             "vl_mask": (batch, slots),
             "has_sensor": (batch,),
             "state": (batch, len(self.data.state)),
+            "feature_age": (batch,),
+            "state_window": (batch, self.state_window.rows if self.state_window else 0, len(self.data.state)),
+            "state_window_mask": (batch, self.state_window.rows if self.state_window else 0),
             "previous_chunk": (batch, config.horizon, config.action_dim),
             "prefix": (batch, config.horizon, config.action_dim),
             "prefix_length": (batch,),
@@ -303,6 +341,8 @@ class InsertionPolicy:
             faults.append(f"key has shape {key.shape}, expected () or ({batch},)")
         if config.state is not None and "state" not in read:
             faults.append(f"state is required: this policy reads the arm's {', '.join(self.state_values)}")
+        if config.age is not None and "feature_age" not in read:
+            faults.append("feature_age is required: this policy is told how old its features are, in seconds")
         if config.head.needs_previous_chunk and "previous_chunk" not in read:
             faults.append(
                 "z_chunk is required (previous_chunk of an observation): this policy adds its prediction to the "
@@ -341,6 +381,12 @@ def _blame(observation: Observation) -> str:
             blamed.append("sensor")
     if observation.state is not None and not np.isfinite(np.asarray(observation.state)).all():
         blamed.append("state")
+    if observation.state_window is not None:
+        there = np.asarray(observation.state_window)[np.asarray(observation.state_window_mask)]
+        if not np.isfinite(there).all():
+            blamed.append("state_window")
+    if observation.feature_age is not None and not np.isfinite(np.asarray(observation.feature_age)).all():
+        blamed.append("feature_age")
     if observation.prefix is not None:
         planned = np.arange(observation.prefix.shape[1]) < np.asarray(observation.plan_length)[:, None]
         if not np.isfinite(np.asarray(observation.prefix)[planned]).all():

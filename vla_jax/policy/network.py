@@ -8,10 +8,12 @@ from jaxtyping import Array, Bool, Float, Key
 from vla_jax.contracts.observation import ArrayLike, Observation
 from vla_jax.heads.head_config import Sampling
 from vla_jax.heads.prefix import Prefix
+from vla_jax.models.age_encoder import AgeEncoder
 from vla_jax.models.dropout import DropoutKey, split_key
 from vla_jax.models.fusion import Fusion
 from vla_jax.models.sensor_encoder import SensorEncoder
 from vla_jax.models.state_encoder import StateEncoder
+from vla_jax.models.state_window_encoder import StateWindowEncoder
 from vla_jax.policy.config import PolicyConfig
 
 
@@ -52,6 +54,16 @@ class PolicyNetwork(nnx.Module):
         if config.state is not None:
             state_encoder = StateEncoder(config.state, width=config.head.hidden_dim, dtype=dtype, rngs=rngs)
         self.state_encoder = nnx.data(state_encoder)
+        window_encoder = None
+        if config.state_window is not None:
+            window_encoder = StateWindowEncoder(
+                config.state_window, width=config.head.hidden_dim, dtype=dtype, rngs=rngs
+            )
+        self.state_window_encoder = nnx.data(window_encoder)
+        age_encoder = None
+        if config.age is not None:
+            age_encoder = AgeEncoder(config.age, width=config.head.hidden_dim, dtype=dtype, rngs=rngs)
+        self.age_encoder = nnx.data(age_encoder)
 
     def loss(
         self,
@@ -70,9 +82,7 @@ class PolicyNetwork(nnx.Module):
         encoder_key, rest_key = (keys[2], keys[3]) if train else (None, None)
         features = self.sensor_features(observation, train=train, key=encoder_key)
         condition_key, head_key = split_key(rest_key, 2)
-        condition = self.condition(
-            observation.vl, features, observation.vl_mask, observation.state, key=condition_key
-        )
+        condition = self._whole_condition(observation, features, condition_key)
         return self.expert.loss(
             condition,
             actions,
@@ -93,7 +103,7 @@ class PolicyNetwork(nnx.Module):
         keys: one for each row, for heads that draw. sampling: see `HeadConfig.sampling`.
         """
         features = self.sensor_features(observation)
-        condition = self.condition(observation.vl, features, observation.vl_mask, observation.state)
+        condition = self._whole_condition(observation, features)
         # Heads that are never given a prefix need not know of it.
         prefix = _prefix(observation)
         return self.expert.sample(
@@ -151,17 +161,32 @@ class PolicyNetwork(nnx.Module):
         vl: Float[ArrayLike, "b s v"] | None,
         sensor_features: Float[Array, "b d"] | None,
         vl_mask: Bool[ArrayLike, "b s"] | None = None,
-        state: Float[ArrayLike, "b p"] | None = None,
         *,
         key: DropoutKey = None,
     ) -> Float[Array, "b e"]:
-        """The condition of the head: it depends on the observation alone. vl_mask: None means all tokens."""
+        """The condition of the head by what features and sensor say. vl_mask: None means all tokens."""
         assert vl is not None, "every policy reads features"
-        condition = self.fusion(jnp.asarray(vl, self.dtype), _as_jax(vl_mask), sensor_features, key=key)
-        if self.state_encoder is None:
-            return condition
-        assert state is not None, "this policy reads the arm's state"
-        return condition + self.state_encoder(jnp.asarray(state, jnp.float32))
+        return self.fusion(jnp.asarray(vl, self.dtype), _as_jax(vl_mask), sensor_features, key=key)
+
+    def _whole_condition(
+        self, observation: Observation, sensor_features: Float[Array, "b d"] | None, key: DropoutKey = None
+    ) -> Float[Array, "b e"]:
+        """The condition of the head: it depends on the observation alone."""
+        condition = self.condition(observation.vl, sensor_features, observation.vl_mask, key=key)
+        state, age = observation.state, observation.feature_age
+        if self.state_encoder is not None:
+            assert state is not None, "this policy reads the arm's state"
+            condition = condition + self.state_encoder(jnp.asarray(state, jnp.float32))
+        if self.state_window_encoder is not None:
+            window, mask = observation.state_window, observation.state_window_mask
+            assert window is not None, "this policy reads the arm's last states"
+            assert mask is not None
+            added = self.state_window_encoder(jnp.asarray(window, jnp.float32), jnp.asarray(mask))
+            condition = condition + added
+        if self.age_encoder is not None:
+            assert age is not None, "this policy is told how old its features are"
+            condition = condition + self.age_encoder(jnp.asarray(age, jnp.float32))
+        return condition
 
 
 def _prefix(observation: Observation) -> Prefix | None:

@@ -34,6 +34,7 @@ class Normaliser:
     feature_offset, feature_scale: [s, v], or [1, v] where slots have no fixed meaning.
     state_offset, state_scale, state_period: [p], of policies that read the arm's state, else None; the period of an
         angle is a turn, and that of other values infinite.
+    motion_scale, motion_period: [p], of policies that read the arm's last states, else None; likewise.
     centre_ascan: whether the window's mean A-scan value is taken out.
     """
 
@@ -47,6 +48,8 @@ class Normaliser:
     state_offset: Any = None
     state_scale: Any = None
     state_period: Any = None
+    motion_scale: Any = None
+    motion_period: Any = None
     centre_ascan: bool = dataclasses.field(metadata={"static": True}, default=True)
 
     def normalise_actions(self, actions: Float[ArrayLike, "*b h a"]) -> Float[Array, "*b h a"]:
@@ -74,9 +77,16 @@ class Normaliser:
         offset, scale, period = (
             _align(part, state) for part in (self.state_offset, self.state_scale, self.state_period)
         )
-        distance = jnp.asarray(state, jnp.float32) - offset
-        turns = jnp.round(distance / period) * jnp.where(jnp.isfinite(period), period, 0.0)
-        return (distance - turns) / scale
+        return _shorter_way(jnp.asarray(state, jnp.float32) - offset, period) / scale
+
+    def normalise_motion(
+        self, window: Float[ArrayLike, "*b w p"], mask: Bool[ArrayLike, "*b w"]
+    ) -> Float[Array, "*b w p"]:
+        """Scales how far the arm's last states lie from the newest; angles take the shorter way, and states that are
+        missing become zero. Returns float32."""
+        window = jnp.asarray(window, jnp.float32)
+        distance = _shorter_way(window - window[..., -1:, :], _align(self.motion_period, window))
+        return jnp.where(mask[..., None], distance / _align(self.motion_scale, window), 0.0)
 
     def normalise_features(
         self, features: Float[ArrayLike, "*b s v"], mask: Bool[ArrayLike, "*b s"]
@@ -111,12 +121,33 @@ def state_moments(state: Float[np.ndarray, "n p"], is_angle: Bool[np.ndarray, " 
     return StateMoments(offset, _scale_or(1.0, np.sqrt(np.mean(np.square(distance), axis=0))), period)
 
 
+@dataclass(frozen=True)
+class MotionMoments:
+    """Root mean square of how far the arm's last states lie from the newest, and the values' periods; float64 [p]."""
+
+    scale: np.ndarray
+    period: np.ndarray
+
+
+def motion_moments(
+    windows: Float[np.ndarray, "n w p"], mask: Bool[np.ndarray, "n w"], is_angle: Bool[np.ndarray, " p"]
+) -> MotionMoments:
+    """Returns the moments of recorded windows. is_angle: which values are angles in degrees."""
+    distance = np.asarray(windows, np.float64) - windows[:, -1:]
+    distance -= np.where(is_angle, 360.0 * np.round(distance / 360.0), 0.0)
+    # The newest is none away from itself.
+    there = distance[:, :-1][mask[:, :-1] & mask[:, -1:]]
+    spread = np.sqrt(np.mean(np.square(there), axis=0)) if len(there) else np.zeros(len(is_angle))
+    return MotionMoments(_scale_or(1.0, spread), np.where(is_angle, 360.0, np.inf))
+
+
 def make_normaliser(
     config: NormalisationConfig,
     statistics: Mapping[str, Any],
     feature_mean: np.ndarray,
     feature_std: np.ndarray,
     state: StateMoments | None = None,
+    motion: MotionMoments | None = None,
 ) -> Normaliser:
     """Builds the normaliser from a data set's training statistics.
 
@@ -126,6 +157,7 @@ def make_normaliser(
             "sensor_centred".
         feature_mean, feature_std: [s, v] or [1, v], of the training features (`feature_moments`).
         state: of the training ticks (`state_moments`), for policies that read the arm's state.
+        motion: likewise (`motion_moments`), for policies that read its last states.
     """
     num_actions = np.shape(statistics["actions"].mean)[0]
     action_offset, action_scale = np.zeros(num_actions), np.ones(num_actions)
@@ -146,11 +178,12 @@ def make_normaliser(
         ascan_scale = _scale_or(1.0, statistics["sensor_centred"].std)[1]
     if config.features == "none":
         feature_mean, feature_std = np.zeros_like(feature_mean), np.ones_like(feature_std)
-    state_arrays = (
-        {}
-        if state is None
-        else {f"state_{name}": jnp.asarray(value, jnp.float32) for name, value in asdict(state).items()}
-    )
+    of_arm = {
+        f"{group}_{name}": jnp.asarray(value, jnp.float32)
+        for group, moments in (("state", state), ("motion", motion))
+        if moments is not None
+        for name, value in asdict(moments).items()
+    }
     return Normaliser(
         *(
             jnp.asarray(np.asarray(value), jnp.float32)
@@ -158,7 +191,7 @@ def make_normaliser(
         ),
         feature_offset=jnp.asarray(feature_mean, jnp.float32),
         feature_scale=jnp.asarray(feature_std, jnp.float32),
-        **state_arrays,
+        **of_arm,
         centre_ascan=config.sensor == "centred",
     )
 
@@ -194,6 +227,10 @@ def feature_moments(
 
 def _standardise(values: ArrayLike, offset: Array, scale: Array) -> Array:
     return (jnp.asarray(values, jnp.float32) - _align(offset, values)) / _align(scale, values)
+
+
+def _shorter_way(distance: Array, period: Array) -> Array:
+    return distance - jnp.round(distance / period) * jnp.where(jnp.isfinite(period), period, 0.0)
 
 
 def _align(parameter: Array, values: ArrayLike) -> Array:

@@ -18,10 +18,13 @@ class Preprocessor:
 
     def observe(self, observation: Observation) -> Observation:
         """Maps what was recorded to what the network reads: features (absent slots become zero), sensor windows,
-        the state, the previous chunk and the prefix, all float32; masks and lengths stay, and what is None stays
-        None."""
+        the state, the last states (relative to the newest; without it, none is there), the previous chunk and the
+        prefix, all float32; other masks and lengths stay, and what is None stays None."""
         normaliser, sensor, previous = self.normaliser, observation.sensor, observation.previous_chunk
         state, prefix = observation.state, observation.prefix
+        window, window_mask = observation.state_window, observation.state_window_mask
+        if window_mask is not None:
+            window_mask = window_mask & window_mask[:, -1:]
         vl, vl_mask = observation.vl, observation.vl_mask
         assert vl is not None, "every policy reads features"
         assert vl_mask is not None
@@ -32,6 +35,10 @@ class Preprocessor:
             state=None
             if state is None or normaliser.state_scale is None
             else normaliser.normalise_state(state),
+            state_window=None
+            if window is None or window_mask is None or normaliser.motion_scale is None
+            else normaliser.normalise_motion(window, window_mask),
+            state_window_mask=window_mask,
             previous_chunk=None if previous is None else normaliser.normalise_actions(previous),
             prefix=None if prefix is None else normaliser.normalise_actions(prefix),
         )

@@ -40,6 +40,8 @@ def report_html(metrics: Mapping[str, Any], figures: Sequence[ReportFigure], act
     if metrics["segments"]:
         parts.append(section("Segments of the episodes", _segment_table(metrics, actions), _segment_note()))
     parts += [figure(entry) for entry in figures]
+    if by_age := metrics.get("by_feature_age"):
+        parts.append(section("Age of the features", _age_table(by_age, actions), _age_note(metrics)))
     parts += [
         section("Dimensions", _dimension_table(metrics, actions), _dimension_note()),
         section("With and without sensor", _subset_table(metrics)),
@@ -181,6 +183,36 @@ def _segment_note() -> str:
         "Stretches named in the recording; they may overlap. R² is over the whole horizon and against the "
         "segment's own mean, so a segment in which little happens is a hard one: below 0 it is worse than that mean. "
         "MSE in mm² and degrees²."
+    )
+
+
+def _age_table(by_age: Sequence[Mapping[str, Any]], actions: ActionSpec) -> str:
+    header = (
+        "features [s old]",
+        "position error, RMS [mm]",
+        "angle error, RMS [°]",
+        "motion MSE",
+        "overall MSE",
+    )
+    rows = [
+        [
+            number(entry["feature_age_s"]),
+            Cell(number(_length(entry["translation_mse"], actions, "mm")), "strong"),
+            Cell(number(_length(entry["rotation_mse"], actions, "°")), "strong"),
+            number(entry["motion_mse"]),
+            number(entry["overall_mse"]),
+        ]
+        for entry in by_age
+    ]
+    return table(header, rows)
+
+
+def _age_note(metrics: Mapping[str, Any]) -> str:
+    told = "is told" if metrics["policy"].get("told_feature_age") else "is not told"
+    samples = metrics["by_feature_age"][0]["samples"]
+    return (
+        f"The same {samples} samples, with the features of older pictures: what a backbone that takes so long costs. "
+        f"The policy {told} how old they are."
     )
 
 

@@ -106,6 +106,26 @@ def horizon_figure(per_horizon: Mapping[str, Mapping[str, Sequence[float | None]
     return drawn(figure)
 
 
+def age_figure(by_age: Sequence[Mapping[str, float | None]], actions: ActionSpec) -> Drawing:
+    """Draws the errors against the age of the features.
+
+    by_age: as `vla_jax.evaluation.errors_by_age` returns them, at least one.
+    """
+    figure = new_figure(3.1)
+    ages = [entry["feature_age_s"] for entry in by_age]
+    wanted = {"translation_mse": ("position", "mm"), "rotation_mse": ("angle", "deg")}
+    shown = {key: named for key, named in wanted.items() if by_age[0][key] is not None}
+    shown = shown or {"overall_mse": ("action", "own units")}
+    axes = figure.subplots(1, len(shown), squeeze=False)[0]
+    for axis, (key, (name, unit)) in zip(axes, shown.items(), strict=True):
+        squared = np.array([entry[key] for entry in by_age], np.float64) * max(1, len(actions.dims(unit)))
+        axis.plot(ages, np.sqrt(squared), marker="o", markersize=3.5, linewidth=2.0, color=POLICY)
+        axis.set_ylim(bottom=0)
+        axis.set_xlabel("age of the features [s]")
+        axis.set_ylabel(f"{name} error, RMS [{unit}]")
+    return drawn(figure)
+
+
 def drift_figure(drifts: Sequence[Drift], action_hz: float) -> Drawing:
     """Draws the open-loop drift of every stretch over time, and their mean where all of them last."""
     figure = new_figure(3.1)

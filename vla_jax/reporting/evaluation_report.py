@@ -14,6 +14,7 @@ from vla_jax.evaluation.prediction import Predictions
 from vla_jax.reporting.evaluation_page import report_html
 from vla_jax.reporting.evaluation_plots import (
     Trace,
+    age_figure,
     drift_figure,
     horizon_figure,
     scatter_figure,
@@ -87,6 +88,7 @@ def report_figures(evaluation: Evaluation, dataset: PackedDataset) -> list[Repor
             "degrees, root mean square error of all dimensions.",
             horizon_figure({"policy": metrics, **metrics["baselines"]}),
         ),
+        *_age_figures(evaluation, dataset),
         *_drift_figures(evaluation, dataset),
         ReportFigure(
             "Predicted against recorded",
@@ -94,6 +96,21 @@ def report_figures(evaluation: Evaluation, dataset: PackedDataset) -> list[Repor
             "the diagonal.",
             scatter_figure(predictions.predicted, predictions.target, metrics["r2_per_dim"], actions),
         ),
+    ]
+
+
+def _age_figures(evaluation: Evaluation, dataset: PackedDataset) -> list[ReportFigure]:
+    """Draws the errors by the age of the features; where pictures have no history, there are none."""
+    by_age = evaluation.metrics.get("by_feature_age")
+    if not by_age:
+        return []
+    return [
+        ReportFigure(
+            "Error by the age of the features",
+            "Root mean square length of the error vector, whole horizon, of the same samples with the features of "
+            "older pictures.",
+            age_figure(by_age, dataset.spec.actions),
+        )
     ]
 
 

@@ -33,6 +33,11 @@ class ArrayInput:
     is_read: bool = True
     """False: it may be there, and is not looked at."""
 
+    @property
+    def wanted(self) -> str:
+        """Shape and type in words."""
+        return f"{list(self.shape)} {self.dtype}" if self.shape else "a number"
+
     def tell(self) -> dict[str, Any]:
         """Returns it for clients, as plain values."""
         told = {"shape": list(self.shape), "dtype": self.dtype, "required": self.required}
@@ -77,6 +82,24 @@ class RequestSpec:
             reads = config.state is not None
             named = f"newest {', '.join(data.state)} of the arm, as recorded"
             arrays["state"] = ArrayInput((len(data.state),), reads, named, is_read=reads)
+        if policy.state_window is not None:
+            rows, every = policy.state_window.rows, policy.state_window.every
+            between = "control tick" if every == 1 else f"{every} control ticks"
+            arrays["state_window"] = ArrayInput(
+                (rows, len(data.state)),
+                False,
+                f"{', '.join(data.state)} of the arm, as recorded, one every {between}, oldest first and the newest "
+                "last; absent where they are not known",
+            )
+            arrays["state_window_mask"] = ArrayInput(
+                (rows,), False, "which of them are there; without it all are", "bool"
+            )
+        if config.age is not None:
+            arrays["feature_age"] = ArrayInput(
+                (),
+                True,
+                "seconds from when the oldest of the pictures was taken to the state and the sensor rows",
+            )
         if config.head.needs_previous_chunk:
             arrays["previous_chunk"] = ArrayInput(
                 (data.actions.horizon, data.actions.size), True, f"actions of the past: {units(data.actions)}"

@@ -13,6 +13,7 @@ from vla_jax.serving.request_spec import FEATURES, MAX_PROMPT, MAX_SEED, PICTURE
 
 PICTURE_KEYS = ("images", "prompt")
 FEATURE_KEYS = ("vl", "vl_mask")
+STATE_KEYS = ("state", "state_window", "state_window_mask")
 PREFIX_KEYS = ("prefix", "prefix_length")
 # A fault names what a client wrote; no more than so many of them, and of each no more than a line.
 MAX_FAULTS = 20
@@ -35,6 +36,9 @@ class Request:
     images: Mapping[str, np.ndarray | bytes] | None
     sensor: Float[np.ndarray, "t c"] | None
     state: Float[np.ndarray, " p"] | None
+    state_window: Float[np.ndarray, "w p"] | None
+    state_window_mask: Bool[np.ndarray, " w"] | None
+    feature_age: Float[np.ndarray, ""] | None
     previous_chunk: Float[np.ndarray, "h a"] | None
     prefix: Float[np.ndarray, "n a"] | None
     prefix_length: int
@@ -67,6 +71,9 @@ def read_request(message: Any, spec: RequestSpec) -> Request:
         images=images,
         sensor=read.get("sensor"),
         state=read.get("state"),
+        state_window=read.get("state_window"),
+        state_window_mask=read.get("state_window_mask"),
+        feature_age=read.get("feature_age"),
         previous_chunk=read.get("previous_chunk"),
         prefix=read.get("prefix"),
         prefix_length=prefix_length,
@@ -81,7 +88,10 @@ def _kind(given: Mapping[str, Any], spec: RequestSpec, faults: list[str]) -> str
         faults.append("this server has no backbone for pictures: send vl, or start it with --backbone")
     if kind == PICTURES and any(name in given for name in FEATURE_KEYS):
         faults.append("vl and images exclude each other: send features, or pictures and prompt")
-    known = (*PICTURE_KEYS, *FEATURE_KEYS, "sensor", "state", "previous_chunk", *PREFIX_KEYS, "seed")
+    known = (
+        *(*PICTURE_KEYS, *FEATURE_KEYS, *STATE_KEYS, *PREFIX_KEYS),
+        *("sensor", "feature_age", "previous_chunk", "seed"),
+    )
     for number, name in enumerate(name for name in given if name not in known):
         # Nobody sees more faults than that, and looking for what was meant takes time.
         hint = _meant(name, known) if number < MAX_FAULTS else ""
@@ -104,13 +114,12 @@ def _read_arrays(
             continue
         if name not in given:
             if expected.required:
-                faults.append(
-                    f"{name} is missing: {list(expected.shape)} {expected.dtype}, {expected.meaning}"
-                )
+                faults.append(f"{name} is missing: {expected.wanted}, {expected.meaning}")
             continue
-        fault = _misfit(given[name], expected)
+        value = given[name] if expected.shape else _number(given[name])
+        fault = _misfit(value, expected)
         if fault is None:
-            read[name] = _as(given[name], expected.dtype)
+            read[name] = _as(value, expected.dtype)
         else:
             faults.append(f"{name} {fault}")
     if "vl" in read and "vl_mask" in read and len(read["vl"]) != len(read["vl_mask"]):
@@ -119,9 +128,15 @@ def _read_arrays(
     return read
 
 
+def _number(value: Any) -> Any:
+    """Returns a plain number as an array; everything else as it is."""
+    is_number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    return np.asarray(value) if is_number else value
+
+
 def _misfit(value: Any, expected: ArrayInput) -> str | None:
     """Says what is wrong with the type or the shape of a value; None where it fits."""
-    wanted = f"expected {list(expected.shape)} {expected.dtype}"
+    wanted = f"expected {expected.wanted}"
     if not isinstance(value, np.ndarray):
         return f"{_is(value)}, {wanted}"
     if value.dtype.kind not in ("b" if expected.dtype == "bool" else "fiu"):

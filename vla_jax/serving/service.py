@@ -135,15 +135,30 @@ class PolicyService:
             plans = [no_plan if row.prefix is None else row.prefix for row in rows]
             promised = [row.prefix_length for row in rows]
             planned = plan_arguments(plans, promised, arrays["prefix"].shape[0])
+        window = window_mask = None
+        if "state_window" in arrays:
+            empty = np.zeros(arrays["state_window"].shape, np.float32)
+            window = np.stack([empty if row.state_window is None else row.state_window for row in rows])
+            window_mask = np.stack([_window_mask(row, len(empty)) for row in rows])
         return Observation(
             vl=stacked("vl"),
             vl_mask=stacked("vl_mask"),
             sensor=sensor,
             has_sensor=has_sensor,
             state=stacked("state"),
+            state_window=window,
+            state_window_mask=window_mask,
+            feature_age=stacked("feature_age"),
             previous_chunk=stacked("previous_chunk"),
             **planned,
         )
+
+
+def _window_mask(row: Request, size: int) -> np.ndarray:
+    """Returns which of the arm's last states a request holds."""
+    if row.state_window is None:
+        return np.zeros(size, bool)
+    return np.ones(size, bool) if row.state_window_mask is None else row.state_window_mask
 
 
 def _keys_of_seeds(seeds: Array) -> Key[Array, " b"]:

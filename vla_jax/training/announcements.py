@@ -61,6 +61,10 @@ def describe_samples(config: TrainConfig, dataset: PackedDataset, features: Feat
         f"{len(ticks)} training and {len(features.sample_ticks('val'))} held-out samples; an epoch is "
         f"{len(ticks) / config.batch_size:.1f} updates of {config.batch_size}, the run {config.steps} updates"
     )
+    if ages := config.feature_age:
+        shown = f"{ages[0]:g}" if ages[0] == ages[-1] else f"{ages[0]:g} to {ages[-1]:g}"
+        told = "" if config.policy.age else ", which the policy is not told"
+        yield f"features are {shown} s old{told}"
     sources = np.array([entry.source for entry in dataset.episodes])[dataset.ticks.episode[ticks]]
     with_sensor = dataset.has_sensor(ticks)
     if config.policy.uses_sensor and not with_sensor.any():

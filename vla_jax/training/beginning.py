@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vla_jax.contracts.specs import StateWindow
 from vla_jax.dataset.feature_table import FeatureTable
 from vla_jax.dataset.packed_dataset import PackedDataset
 from vla_jax.errors import UserError
@@ -15,6 +16,7 @@ from vla_jax.policy.checkpoints import checkpoint_steps, read_metadata, resolve_
 from vla_jax.storage import config_json
 from vla_jax.training.checkpoint import saved_config
 from vla_jax.training.config import Rewarm, TrainConfig
+from vla_jax.training.feature_age_option import feature_age_quantiles
 from vla_jax.training.head_options import head_settings, refuse_other_parameters
 from vla_jax.training.optimizer import make_schedule
 from vla_jax.training.recipes import make_config
@@ -55,6 +57,7 @@ def begin(request: Request, dataset: PackedDataset, settings: Mapping[str, Any] 
     settings, notes = dict(settings or {}), []
 
     # 1. What contradicts itself, or the data, is refused.
+    feature_age, state_window = feature_age_quantiles(request.feature_age), _state_window(request)
     fusion = _fusion(request, settings.pop(FUSION, None))
     _refuse_contradictions(request, dataset, settings)
 
@@ -95,6 +98,8 @@ def begin(request: Request, dataset: PackedDataset, settings: Mapping[str, Any] 
             fusion=network.fusion.strategy if network else fusion or "concat",
             noise_steps=request.diffusion_timesteps,
             state=request.state_enabled and network is None,
+            state_window=None if network is not None else state_window,
+            feature_age=feature_age if network is None else (),
         )
         if request.recipe in ("reference", "small_reference"):
             differs = unrestored(base.policy, table.spec, dataset)
@@ -108,15 +113,30 @@ def begin(request: Request, dataset: PackedDataset, settings: Mapping[str, Any] 
     _refuse_unless_equal("diffusion-timesteps", request.diffusion_timesteps, base.policy.head.noise_steps)
     if request.state_enabled and base.policy.state is None:
         raise UserError("--state-enabled contradicts the given configuration, whose network reads no state")
+    if state_window is not None:
+        fixed = base.policy.state_window
+        if fixed is None or fixed.window != state_window:
+            has = "no window of the arm's state" if fixed is None else f"{_described(fixed.window)}"
+            raise UserError(
+                f"{_described(state_window)} contradicts the given configuration, whose network reads {has}"
+            )
     if misfits := base.policy.misfits(table.spec, dataset.spec):
         raise UserError(f"the configured network does not fit {dataset.path}: {'; '.join(misfits)}")
 
     # 6. The other settings that were asked for are put in.
     settings |= head_settings(request.head, base.policy.head)
+    if feature_age:
+        settings["feature_age"] = feature_age
+        if base.policy.age is None:
+            notes.append("the network that is kept is not told how old features are")
     num_samples = len(table.sample_ticks("train"))
     config = _with_settings(base, request, settings, num_samples)
     if initial is not None:
         refuse_other_parameters(initial, config)
+    if (config.feature_age or config.policy.age) and dataset.spec.alignment == "index":
+        raise UserError(
+            f"{dataset.path} pairs pictures by index, so that features have no age; prepare with --alignment timestamp"
+        )
 
     # 7. A run that goes on changes only how long and how often; its rates may rise once more.
     if resumed is not None:
@@ -131,6 +151,19 @@ def begin(request: Request, dataset: PackedDataset, settings: Mapping[str, Any] 
         if request.rewarm:
             config = _rewarmed(config, base, int(resumed.name))
     return Beginning(config, table, resumed, initial, bool(others), tuple(notes))
+
+
+def _state_window(request: Request) -> StateWindow | None:
+    if request.state_window is None:
+        if request.state_window_every is not None:
+            raise UserError("--state-window-every goes with --state-window N")
+        return None
+    return StateWindow(request.state_window, request.state_window_every or 1)
+
+
+def _described(window: StateWindow) -> str:
+    every = f" --state-window-every {window.every}" if window.every != 1 else ""
+    return f"--state-window {window.rows}{every}"
 
 
 def data_differences(checkpoint: Path, dataset: PackedDataset) -> list[str]:

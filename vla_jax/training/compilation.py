@@ -10,6 +10,7 @@ import optax
 
 from vla_jax.contracts.observation import Batch
 from vla_jax.dataset.batches import sequential_batches
+from vla_jax.dataset.feature_ages import AgedFeatures
 from vla_jax.dataset.feature_table import FeatureTable
 from vla_jax.dataset.packed_dataset import PackedDataset
 from vla_jax.preprocessing.preprocessor import Preprocessor
@@ -96,6 +97,7 @@ def make_validation(
 ) -> Callable[[TrainState], dict[str, float]]:
     """Returns what judges a state on the held-out episodes (`validation_metrics`); compiled at its first call."""
     structure = network_structure(config)
+    aged = AgedFeatures.of(dataset, features, config.feature_age, config.seed)
 
     def evaluate(
         preprocessor: Preprocessor,
@@ -117,6 +119,8 @@ def make_validation(
             features,
             "val",
             config.batch_size,
+            aged=aged,
+            state_window=config.policy.last_states,
             share=process_share(),
             resident=feed.resident.names,
         )

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from vla_jax.contracts.checks import Count, NotNegative, Positive, Seed, Share, ShareOrWhole, Whole, check
+from vla_jax.contracts.specs import MAX_FEATURE_AGE_S
 from vla_jax.errors import UserError
 from vla_jax.policy.config import PolicyConfig
 from vla_jax.preprocessing.config import NormalisationConfig
@@ -85,6 +86,12 @@ class TrainConfig:
     """Standard deviation of the noise added to normalised sensor windows in training."""
     feature_noise: NotNegative = 0.0
     """Standard deviation of the noise added to normalised features in training."""
+    state_window_dropout: Share = 0.3
+    """Share of samples whose window of the arm's last states is hidden while training, so that a policy that reads it
+    does not just go on as it moved."""
+    feature_age: tuple[float, ...] = ()
+    """How old the features are that training shows, in seconds: quantiles, at equal distances, of the distribution
+    that a sample's age is drawn from. One is the age of all; () shows the newest."""
     ema_decay: Share = 0.999
     """Decay of the averaged weights that evaluation uses; 0 turns averaging off."""
     validate_every: Count = 1_000
@@ -102,6 +109,11 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check(self)
+        ages = self.feature_age
+        if not all(0 <= age <= MAX_FEATURE_AGE_S for age in ages) or list(ages) != sorted(ages):
+            raise UserError(
+                f"TrainConfig.feature_age must be ascending numbers from 0 to {MAX_FEATURE_AGE_S:g} seconds"
+            )
         if self.batch_size % self.grad_accum_steps:
             raise UserError(
                 f"TrainConfig: grad_accum_steps {self.grad_accum_steps} does not divide batch_size {self.batch_size}"

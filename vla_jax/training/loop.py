@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 
 from vla_jax.dataset.batches import BatchLoader
+from vla_jax.dataset.feature_ages import AgedFeatures
 from vla_jax.dataset.feature_table import FeatureTable
 from vla_jax.dataset.packed_dataset import PackedDataset
 from vla_jax.errors import UserError
@@ -122,6 +123,8 @@ def train(
             split="train",
             batch_size=config.batch_size,
             seed=config.seed,
+            aged=AgedFeatures.of(dataset, features, config.feature_age, config.seed),
+            state_window=config.policy.last_states,
             share=process_share(),
             resident=fed.resident.names,
         )

@@ -6,10 +6,17 @@ from typing import Any
 
 import jax
 
-from vla_jax.contracts.specs import LAB_ANGLES, LAB_STATE, DataSpec, FeatureSpec
+from vla_jax.contracts.specs import LAB_ANGLES, LAB_STATE, DataSpec, FeatureSpec, StateWindow
 from vla_jax.errors import UserError
 from vla_jax.heads.head_config import HeadConfig, head_config
-from vla_jax.models.config import FusionConfig, FusionStrategy, SensorEncoderConfig, StateEncoderConfig
+from vla_jax.models.config import (
+    AgeEncoderConfig,
+    FusionConfig,
+    FusionStrategy,
+    SensorEncoderConfig,
+    StateEncoderConfig,
+    StateWindowConfig,
+)
 from vla_jax.policy.config import PolicyConfig
 from vla_jax.preprocessing.config import NormalisationConfig
 from vla_jax.training.config import OptimizerConfig, RecipeName, TrainConfig
@@ -33,6 +40,8 @@ def make_config(
     fusion: FusionStrategy,
     noise_steps: int | None = None,
     state: bool = False,
+    state_window: StateWindow | None = None,
+    feature_age: tuple[float, ...] = (),
 ) -> TrainConfig:
     """Returns a recipe's configuration for the sizes of features and data.
 
@@ -40,6 +49,8 @@ def make_config(
 
     head: its kind. noise_steps: of heads that denoise; None leaves the recipe's.
     state: whether the policy reads the arm's own state, as `--state-enabled`.
+    state_window: which of the arm's last states the policy reads, as `--state-window`; None for none.
+    feature_age: `TrainConfig.feature_age`, which the policy is then told; () for neither.
 
     Raises:
         UserError: there is no such head, it has no noise schedule, or no state was recorded.
@@ -54,18 +65,26 @@ def make_config(
         policy = dataclasses.replace(policy, head=policy.head.with_noise_steps(noise_steps))
     if state:
         policy = dataclasses.replace(policy, state=StateEncoderConfig(_state_columns(data)))
-    return dataclasses.replace(config, policy=policy, recipe=recipe)
+    if state_window is not None:
+        _refuse_without_state(data, "--state-window")
+        columns = tuple(range(len(data.state)))
+        policy = dataclasses.replace(policy, state_window=StateWindowConfig(columns, state_window))
+    if feature_age:
+        policy = dataclasses.replace(policy, age=AgeEncoderConfig())
+    return dataclasses.replace(config, policy=policy, feature_age=feature_age, recipe=recipe)
 
 
 def _state_columns(data: DataSpec) -> tuple[int, ...]:
     """Returns what a policy reads of the arm's state: its angles; of an arm that is not the lab's, everything."""
-    if not data.state:
-        raise UserError(
-            "--state-enabled: the data hold actions only, no pose or joints that a policy could read"
-        )
+    _refuse_without_state(data, "--state-enabled")
     if data.state != LAB_STATE:
         return tuple(range(len(data.state)))
     return tuple(data.state.index(name) for name in LAB_ANGLES)
+
+
+def _refuse_without_state(data: DataSpec, option: str) -> None:
+    if not data.state:
+        raise UserError(f"{option}: the data hold actions only, no pose or joints that a policy could read")
 
 
 def _normalisation(head: type[HeadConfig]) -> NormalisationConfig:

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from vla_jax.contracts.checks import Count, Positive, check
+from vla_jax.contracts.checks import Count, Positive, Range, check
 from vla_jax.training.config import RecipeName
 
 
@@ -39,6 +39,15 @@ class Request:
     state_enabled: bool = False
     """Whether the policy reads the arm's own orientation (the lab's three angles; where the recorded state is another
     arm's, all of it)."""
+    state_window: Annotated[int, Range(low=2, high=1000)] | None = None
+    """How many of the arm's last poses (or whatever state was recorded) the policy reads, relative to the newest one,
+    which counts."""
+    state_window_every: Annotated[int, Range(low=1, high=1000)] | None = None
+    """Control ticks from one of them to the next (1 by default)."""
+    feature_age: tuple[str, ...] = ()
+    """How old the features are that training shows, and tells the policy: one age in seconds for all samples; two to
+    draw between; or a live run's log, or the directory it is in, whose ages they are drawn from. Without, they are
+    the newest, and nothing is told."""
     epochs: Positive | None = None
     """Passes over the training samples, instead of --steps."""
     sched_on: Literal["step", "epoch"] = "step"

@@ -14,7 +14,13 @@ from vla_jax.dataset.feature_table import FeatureTable
 from vla_jax.dataset.packed_dataset import PackedDataset
 from vla_jax.errors import UserError
 from vla_jax.policy.artifact import PolicyArtifact
-from vla_jax.preprocessing.normaliser import Normaliser, feature_moments, make_normaliser, state_moments
+from vla_jax.preprocessing.normaliser import (
+    Normaliser,
+    feature_moments,
+    make_normaliser,
+    motion_moments,
+    state_moments,
+)
 from vla_jax.training.checkpoint import restore_training
 from vla_jax.training.config import TrainConfig
 from vla_jax.training.sharding import Mesh, replicated
@@ -22,6 +28,7 @@ from vla_jax.training.state import TrainState, initialise_state
 
 # Enough to estimate the moments of every feature dimension within about 2 %.
 MAX_MOMENT_RECORDS = 4096
+MAX_MOMENT_WINDOWS = 16384
 
 
 @dataclass(frozen=True)
@@ -94,11 +101,15 @@ def fit_normaliser(config: TrainConfig, dataset: PackedDataset, features: Featur
         records = np.random.default_rng(0).choice(records, MAX_MOMENT_RECORDS, replace=False)
     values, mask = features.gather(np.sort(records))
     moments = feature_moments(values, mask, per_slot=features.spec.has_fixed_slots)
-    state = None
+    state = motion = None
+    is_angle = np.isin(dataset.spec.state, LAB_ANGLES) & (dataset.spec.state == LAB_STATE)
     if config.policy.state is not None:
-        is_angle = np.isin(dataset.spec.state, LAB_ANGLES) & (dataset.spec.state == LAB_STATE)
         state = state_moments(dataset.ticks.pose[ticks], is_angle)
-    return make_normaliser(config.normalisation, dataset.statistics, *moments, state)
+    if config.policy.last_states is not None:
+        if len(ticks) > MAX_MOMENT_WINDOWS:
+            ticks = np.sort(np.random.default_rng(0).choice(ticks, MAX_MOMENT_WINDOWS, replace=False))
+        motion = motion_moments(*dataset.state_windows(ticks, config.policy.last_states), is_angle)
+    return make_normaliser(config.normalisation, dataset.statistics, *moments, state, motion)
 
 
 def _everywhere(normaliser: Normaliser, mesh: Mesh) -> Normaliser:

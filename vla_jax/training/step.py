@@ -36,6 +36,7 @@ def train_step(
     """
     dropout_key, sensor_key, noise_key = jax.random.split(jax.random.fold_in(root_key, state.step), 3)
     recorded = hide_sensors(config, batch.observation, sensor_key)
+    recorded = hide_state_windows(config, recorded, jax.random.fold_in(sensor_key, 1))
     weights = sample_weights(
         batch.confidence,
         # As in the reference, a sample counts more only where the network reads its sensor.
@@ -134,6 +135,15 @@ def hide_sensors(config: TrainConfig, observation: Observation, key: jax.Array) 
         return observation
     hidden = jax.random.bernoulli(key, config.sensor_dropout, has_sensor.shape)
     return observation.replace(has_sensor=has_sensor & ~hidden)
+
+
+def hide_state_windows(config: TrainConfig, observation: Observation, key: jax.Array) -> Observation:
+    """Takes the arm's last states from the configured share of the samples."""
+    mask = observation.state_window_mask
+    if mask is None:
+        return observation
+    hidden = jax.random.bernoulli(key, config.state_window_dropout, mask.shape[:1])
+    return observation.replace(state_window_mask=mask & ~hidden[:, None])
 
 
 def add_noise(config: TrainConfig, observation: Observation, key: jax.Array) -> Observation:

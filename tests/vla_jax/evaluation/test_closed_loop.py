@@ -11,7 +11,7 @@ import pytest
 
 from tests.vla_jax.policy.policies import CHANNELS, ROWS, SLOTS, WIDTH, tiny_policy
 from vla_jax.contracts.environment import Outcome, Reading
-from vla_jax.contracts.specs import LAB_ACTIONS, ActionSpec, FeatureSpec
+from vla_jax.contracts.specs import LAB_ACTIONS, ActionSpec, FeatureSpec, StateWindow
 from vla_jax.errors import UserError
 from vla_jax.evaluation.closed_loop import Inputs, RolloutSettings, roll_out
 from vla_jax.evaluation.environments import LocalEnvironments, environment_processes
@@ -255,6 +255,37 @@ def test_a_policy_that_reads_the_state_is_given_the_pose_of_the_tick():
 
     (rollout,) = run(noting, inputs=Inputs(state=True), max_ticks=4)
     np.testing.assert_array_equal(np.concatenate(given), rollout.pose[:-1])
+
+
+def test_a_policy_that_reads_the_last_poses_is_given_those_of_its_episode():
+    given = []
+
+    def noting(vl, vl_mask, sensor, has_sensor, key, state_window, state_window_mask):
+        given.append((state_window[0, :, 0], state_window_mask[0]))
+        return np.full((1, HORIZON, 1), 0.02)
+
+    window = StateWindow(3, 2)
+    (rollout,) = run(noting, inputs=Inputs(state_window=window), max_ticks=6)
+    places = rollout.pose[:, 0]
+    for tick, (poses, there) in enumerate(given):
+        past = [tick - 4, tick - 2, tick]
+        assert there.tolist() == [at >= 0 for at in past]
+        np.testing.assert_array_equal(poses, [places[at] if at >= 0 else places[tick] for at in past])
+
+
+def test_a_policy_that_is_told_how_old_its_features_are_is_told_of_their_pictures():
+    given = []
+
+    def noting(vl, vl_mask, sensor, has_sensor, key, feature_age):
+        given.append(feature_age)
+        return np.full((1, HORIZON, 1), 0.02)
+
+    settings = {"refresh_ticks": 2, "feature_latency": 3, "max_ticks": 9}
+    (rollout,) = run(noting, inputs=Inputs(feature_age=True), **settings)
+    ages = np.concatenate(given)
+    assert ages.dtype == np.float32
+    np.testing.assert_allclose(ages, rollout.time_s[:-1] - rollout.image_time_s, atol=1e-6)
+    np.testing.assert_allclose(ages, [0, 0.1, 0.2, 0.3, 0.4, 0.3, 0.4, 0.3, 0.4], atol=1e-6)
 
 
 def test_a_policy_that_goes_on_from_promised_actions_is_given_those_that_are_then_executed():

@@ -6,9 +6,11 @@ import pytest
 
 from tests.vla_jax.evaluation.workspace import make_workspace, policy_config, save_run
 from vla_jax.contracts.specs import LAB_ACTIONS
+from vla_jax.dataset.feature_ages import AgedFeatures
 from vla_jax.errors import UserError
 from vla_jax.evaluation import open_loop
 from vla_jax.evaluation.baselines import baseline_predictions
+from vla_jax.evaluation.errors_by_age import errors_by_age
 from vla_jax.evaluation.judgement import error_factor, judge
 from vla_jax.evaluation.metrics import action_metrics
 from vla_jax.evaluation.open_loop import Evaluation, evaluate
@@ -82,6 +84,8 @@ def test_noise_of_a_sample_depends_on_seed_and_tick_alone(diffusion, workspace):
 class NotingPolicy:
     """Notes its keys."""
 
+    state_window = None
+
     def __init__(self):
         self.keys = []
 
@@ -112,6 +116,8 @@ def test_the_policy_never_sees_the_future(policy, workspace, monkeypatch):
 
 class AnchoredPolicy:
     """Returns its anchor."""
+
+    state_window = None
 
     def infer(self, observation, key):
         return observation.previous_chunk
@@ -240,3 +246,64 @@ def test_an_empty_split_is_a_users_mistake(policy, workspace, monkeypatch):
     monkeypatch.setattr(workspace.dataset, "sample_ticks", lambda split: np.zeros(0, np.int64))
     with pytest.raises(UserError, match="no samples in split 'val'"):
         evaluate(policy, workspace.dataset, workspace.features, "val", batch_size=4)
+
+
+class BySight:
+    """Predicts the features that it sees; told or not how old they are."""
+
+    state_window = None
+
+    def __init__(self):
+        self.ages = []
+
+    def infer(self, observation, key):
+        self.ages.append(np.asarray(observation.feature_age))
+        shown = np.asarray(observation.vl, np.float32)[:, 0, :1]
+        return np.repeat(shown[:, None], 8, axis=1) * np.ones(7, np.float32)
+
+
+def test_errors_by_age_are_of_the_same_samples_with_older_pictures(workspace):
+    dataset, features, policy = workspace.dataset, workspace.features, BySight()
+    found = errors_by_age(policy, dataset, features, "all", batch_size=16, ages_s=(0.0, 0.6, 1.2))
+    assert [entry["age_s"] for entry in found] == [0.0, 0.6, 1.2]
+    (samples,) = {entry["samples"] for entry in found}
+    ticks = features.sample_ticks("all")
+    assert 0 < samples < len(ticks)
+    seen = np.concatenate(policy.ages).reshape(3, -1)[:, :samples]
+    for entry, ages in zip(found, seen, strict=True):
+        assert entry["feature_age_s"] == pytest.approx(ages.mean(), abs=1e-6)
+        assert abs(entry["feature_age_s"] - max(entry["age_s"], 0.15)) < 0.15
+    # By hand, of the oldest: the samples with history, each with the record of that age.
+    aged = AgedFeatures(dataset, features, (1.2,))
+    first = dataset.record_time[features.records][
+        np.searchsorted(dataset.array("instant_episode")[features.records], dataset.ticks.episode[ticks])
+    ]
+    kept = ticks[dataset.ticks.time[ticks] - first >= 1.2]
+    vl, _ = features.gather(aged.records(kept, kept))
+    error = vl[:, :1, :1].astype(np.float64) - dataset.actions(kept)
+    assert found[2]["overall_mse"] == pytest.approx(np.square(error).mean(), rel=1e-5)
+
+
+def test_ages_that_few_samples_have_a_history_for_are_left_out(workspace):
+    options = {"batch_size": 16, "ages_s": (0.0, 0.6, 2.5)}
+    found = errors_by_age(BySight(), workspace.dataset, workspace.features, "all", **options)
+    assert [entry["age_s"] for entry in found] == [0.0, 0.6]
+    # One age alone compares nothing.
+    assert (
+        errors_by_age(BySight(), workspace.dataset, workspace.features, "all", batch_size=4, ages_s=(2.5,))
+        == []
+    )
+
+
+def test_many_samples_are_thinned_evenly(workspace, monkeypatch):
+    monkeypatch.setattr("vla_jax.evaluation.errors_by_age.MAX_SAMPLES", 10)
+    found = errors_by_age(BySight(), workspace.dataset, workspace.features, "all", batch_size=4)
+    assert {entry["samples"] for entry in found} == {10}
+
+
+def test_an_evaluation_has_errors_by_age_and_its_report_shows_them(judged, workspace, tmp_path):
+    by_age = judged.metrics["by_feature_age"]
+    assert [entry["age_s"] for entry in by_age] == [0.0, 0.4, 0.8, 1.2]
+    report = write_evaluation(judged, workspace.dataset, tmp_path).read_text()
+    assert "The policy is not told how old they are." in report
+    assert "Error by the age of the features" in report

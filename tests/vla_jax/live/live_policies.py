@@ -71,9 +71,10 @@ def metadata(data=None, provenance=None):
     )
 
 
-def lab_policy(data=None, path=Path("run/checkpoints/0")):
-    """Returns the policy without a checkpoint, quickly."""
+def lab_policy(data=None, path=Path("run/checkpoints/0"), **network):
+    """Returns the policy without a checkpoint, quickly. network: other fields of its configuration."""
     about = metadata(data)
+    about = replace(about, network=replace(about.network, **network))
     return InsertionPolicy(PolicyArtifact(lab_network(about.network), lab_normaliser(), about, path))
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.vla_jax.live.live_policies import FORCE, SLOTS, VIEWS, WIDTH, lab_policy
-from vla_jax.contracts.specs import LAB_ACTIONS, LAB_ANGLES, LAB_STATE, SensorSpec
+from vla_jax.contracts.specs import LAB_ACTIONS, LAB_ANGLES, LAB_STATE, SensorSpec, StateWindow
 from vla_jax.errors import UserError
 from vla_jax.live.clock import LocalClock
 from vla_jax.live.features import Features
@@ -17,8 +17,10 @@ from vla_jax.live.limit_options import LimitOptions
 from vla_jax.live.limits import make_limits
 from vla_jax.live.loop import LiveLoop, LoopSettings
 from vla_jax.live.newest import NewestOfAll
+from vla_jax.live.observing import Observer
 from vla_jax.live.predicting import Predictor
 from vla_jax.live.streams import Picture, SensorBatch, State
+from vla_jax.models.config import AgeEncoderConfig, StateWindowConfig
 from vla_jax.policy.chunk_execution import Execution
 
 POSE = np.array([190.0, 0.0, 60.0, 0.0, 0.0, 0.0])
@@ -170,6 +172,34 @@ def test_each_tick_sends_what_the_policy_says_of_the_newest_and_the_end_stops_th
     assert events[:4] == ["start", "episode_begin", "intervention", "resumed"]
     assert events[-1] == "stop"
     assert ("intervention", "no features") in world.log.events
+
+
+def test_a_policy_that_is_told_how_old_its_features_are_is_told_of_the_oldest_picture():
+    clock, link = LocalClock(), Link()
+    newest = NewestOfAll(link, VIEWS)
+    observer = Observer(lab_policy(age=AgeEncoderConfig(4)), newest)
+    moment = clock.now()
+    taken = {"View1": moment - 0.75, "View2": moment - 0.5}
+    features = Features(1, np.ones((SLOTS, WIDTH), np.float32), np.ones(SLOTS, bool), taken, 0.01)
+    seen = observer.look(moment, features, np.zeros(7))
+    np.testing.assert_allclose(observer.parts["feature_age"], [0.75], atol=1e-6)
+    assert observer.parts["feature_age"][0] == np.float32(seen.age("features"))
+    assert "feature_age" not in Observer(lab_policy(), newest).parts
+
+
+def test_a_policy_that_reads_the_last_poses_sees_those_of_its_episode():
+    clock, link = LocalClock(), Link()
+    newest = NewestOfAll(link, VIEWS)
+    reads = StateWindowConfig(tuple(range(6)), StateWindow(4), hidden_dim=4)
+    observer = Observer(lab_policy(state_window=reads), newest)
+    moment = clock.now()
+    for back in range(50, -1, -1):
+        at, pose = moment - back / 100, POSE + back
+        newest.state(State(at, at, at, at, 0.0, np.zeros(6), pose))
+    seen = observer.look(moment, None, np.zeros(7), moment - 0.25)
+    np.testing.assert_array_equal(observer.parts["state_window_mask"], [[False, True, True, True]])
+    np.testing.assert_allclose(observer.parts["state_window"][0, :, 0] - POSE[0], [0, 20, 10, 0], atol=1.01)
+    np.testing.assert_array_equal(observer.parts["state_window"][0, -1], seen.pose)
 
 
 def test_a_dry_run_sends_nothing_at_all(world):

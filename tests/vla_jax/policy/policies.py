@@ -27,6 +27,7 @@ STATE_SCALING = {
     "state_scale": jnp.full(6, 3.0),
     "state_period": jnp.array([np.inf] * 3 + [360.0] * 3),
 }
+MOTION_SCALING = {"motion_scale": jnp.full(6, 0.5), "motion_period": STATE_SCALING["state_period"]}
 SIZES = {"hidden_dim": 16, "num_layers": 1, "num_heads": 2}
 HEADS = {
     "regression": RegressionConfig(**SIZES),
@@ -75,6 +76,7 @@ def loaded_policy(config, *, seed=0, per_slot=True, data=DATA):
         feature_offset=jnp.asarray(rng.normal(size=(slots, config.vl_dim)), jnp.float32),
         feature_scale=jnp.full((slots, config.vl_dim), 1.5, jnp.float32),
         **STATE_SCALING if config.state is not None else {},
+        **MOTION_SCALING if config.state_window is not None else {},
     )
     metadata = PolicyMetadata(
         network=config,

@@ -7,8 +7,9 @@ import pytest
 
 from tests.vla_jax.policy.policies import CHANNELS, DATA, ROWS, SLOTS, WIDTH, observations, tiny_policy
 from vla_jax.contracts.observation import Observation
+from vla_jax.contracts.specs import StateWindow
 from vla_jax.errors import UserError
-from vla_jax.models.config import StateEncoderConfig
+from vla_jax.models.config import AgeEncoderConfig, StateEncoderConfig, StateWindowConfig
 from vla_jax.policy.insertion_policy import InsertionPolicy
 from vla_jax.policy.network import PolicyNetwork
 
@@ -318,3 +319,106 @@ def test_another_arm_s_state_is_a_difference_for_a_policy_that_reads_it(proprioc
     (fault,) = proprioceptive.differences(joints, proprioceptive.features)
     assert fault.startswith("the arm's state is joint_0")
     assert regression.differences(joints, regression.features) == []
+
+
+@pytest.fixture(scope="module")
+def told():
+    return tiny_policy(age=AgeEncoderConfig(hidden_dim=8))
+
+
+def test_the_age_of_the_features_reaches_the_actions_row_by_row(told):
+    inputs = observations(3)
+    acted = told.predict(**inputs, feature_age=np.array([0.1, 0.4, 0.4]))
+    other = told.predict(**inputs, feature_age=np.array([0.1, 0.4, 1.5]))
+    np.testing.assert_array_equal(other[:2], acted[:2])
+    assert np.abs(other[2] - acted[2]).max() > 1e-3
+    # Nothing is made of ages that no training shows: they count as the largest it does, and those below 0 as 0.
+    longest, shortest, beyond = (
+        told.predict(**inputs, feature_age=np.array(ages))
+        for ages in ([3.0] * 3, [0.0] * 3, [60.0, -5.0, 3.0])
+    )
+    np.testing.assert_array_equal(beyond[[0, 2]], longest[[0, 2]])
+    np.testing.assert_array_equal(beyond[1], shortest[1])
+
+
+def test_an_age_that_is_missing_or_that_nobody_wants_is_refused(told, regression):
+    inputs = observations(2)
+    with pytest.raises(ValueError, match="feature_age is required"):
+        told.predict(**inputs)
+    with pytest.raises(ValueError, match=r"feature_age has shape \(\), expected \(2,\)"):
+        told.predict(**inputs, feature_age=0.4)
+    with pytest.raises(ValueError, match="because feature_age is not"):
+        told.predict(**inputs, feature_age=np.array([0.4, np.nan]))
+    with pytest.raises(ValueError, match="not told how old its features are"):
+        regression.predict(**inputs, feature_age=np.array([0.4, 0.4]))
+    # An observation may hold what a policy does not read.
+    regression.infer(Observation(**inputs, feature_age=np.array([0.4, 0.4], np.float32)))
+    told.infer(told.example(2))
+
+
+def test_features_without_an_age_are_a_difference_for_a_policy_that_is_told_it(told, regression):
+    indexed = replace(DATA, alignment="index")
+    (fault,) = told.differences(indexed, told.features)
+    assert fault.startswith("pictures are paired by index and have no age")
+    assert regression.differences(indexed, regression.features) == []
+
+
+@pytest.fixture(scope="module")
+def moving():
+    return tiny_policy(state_window=StateWindowConfig(tuple(range(6)), StateWindow(4), hidden_dim=8))
+
+
+def walk(batch, seed=3):
+    steps = np.random.default_rng(seed).normal(size=(batch, 4, 6)) * 0.3
+    return np.cumsum(steps, axis=1) + np.array([190.0, 0.0, 60.0, 0.0, 179.0, -179.0])
+
+
+def test_how_the_arm_has_moved_is_read_and_not_where_it_is(moving, regression):
+    inputs, window = observations(3), walk(3)
+    acted = moving.predict(**inputs, state_window=window)
+    elsewhere = window + np.array([40.0, -7.0, 3.0, 20.0, 360.0, -360.0])
+    np.testing.assert_allclose(moving.predict(**inputs, state_window=elsewhere), acted, atol=2e-4)
+    other = window.copy()
+    other[1, 0, 2] += 1.0
+    changed = moving.predict(**inputs, state_window=other)
+    np.testing.assert_array_equal(changed[[0, 2]], acted[[0, 2]])
+    assert np.abs(changed[1] - acted[1]).max() > 1e-3
+    np.testing.assert_array_equal(
+        regression.predict(**inputs, state_window=window), regression.predict(**inputs)
+    )
+    assert moving.state_window == StateWindow(4)
+    assert regression.state_window is None
+
+
+def test_last_states_that_are_missing_are_not_read(moving):
+    inputs, window = observations(3), walk(3)
+    mask = np.array([[False, False, True, True], [True] * 4, [True] * 4])
+    acted = moving.predict(**inputs, state_window=window, state_window_mask=mask)
+    hidden = window.copy()
+    hidden[0, :2] = np.nan
+    np.testing.assert_array_equal(
+        moving.predict(**inputs, state_window=hidden, state_window_mask=mask), acted
+    )
+    whole = moving.predict(**inputs, state_window=window)
+    np.testing.assert_array_equal(whole[1:], acted[1:])
+    assert np.abs(whole[0] - acted[0]).max() > 1e-3
+    # Without any, and without the newest, which the others are relative to: the same as none.
+    none = moving.predict(**inputs)
+    without_newest = np.array([[True, True, True, False]] * 3)
+    for given in ({"state_window_mask": np.zeros((3, 4), bool)}, {"state_window_mask": without_newest}):
+        np.testing.assert_array_equal(moving.predict(**inputs, state_window=window, **given), none)
+    assert np.abs(none - whole).max() > 1e-3
+
+
+def test_last_states_of_another_shape_or_not_finite_are_refused(moving):
+    inputs = observations(2)
+    with pytest.raises(ValueError, match=r"state_window has shape \(2, 3, 6\), expected \(2, 4, 6\)"):
+        moving.predict(**inputs, state_window=walk(2)[:, 1:])
+    with pytest.raises(ValueError, match=r"state_window_mask has shape \(2, 3\), expected \(2, 4\)"):
+        moving.predict(**inputs, state_window=walk(2), state_window_mask=np.ones((2, 3), bool))
+    with pytest.raises(ValueError, match="because state_window is not"):
+        moving.predict(**inputs, state_window=np.full((2, 4, 6), np.inf))
+    joints = replace(DATA, state=tuple(f"joint_{i}" for i in range(6)))
+    (fault,) = moving.differences(joints, moving.features)
+    assert fault.startswith("the arm's state is joint_0")
+    moving.infer(moving.example(2))

@@ -13,6 +13,7 @@ from vla_jax.preprocessing.normaliser import (
     feature_moments,
     is_two_valued,
     make_normaliser,
+    motion_moments,
     state_moments,
 )
 
@@ -187,3 +188,36 @@ def test_states_are_scaled_and_an_angle_a_turn_away_is_the_same():
 def test_a_state_that_never_changes_is_its_distance():
     moments = state_moments(np.full((9, 1), 30.0), np.array([True]))
     np.testing.assert_allclose([moments.offset[0], moments.scale[0]], [30, 1])
+
+
+def motion_normaliser(data, motion):
+    return make_normaliser(
+        NormalisationConfig(), statistics_of(*data), np.zeros((3, 4)), np.ones((3, 4)), motion=motion
+    )
+
+
+def test_motion_is_relative_to_the_newest_by_the_shorter_way_and_of_unit_size(data):
+    rng = np.random.default_rng(2)
+    # Far from where the base is, a value that stands still, and an angle about the turn.
+    start = np.array([300.0, -5.0, 9.0, 0.0])
+    walk = start + np.cumsum(rng.normal(size=(500, 5, 4)) * [0.1, 0.02, 0.0, 0.5], axis=1)
+    walk[..., 3] = (walk[..., 3] + 179.0 + 180.0) % 360.0 - 180.0
+    mask = rng.random((500, 5)) < 0.8
+    mask[:, -1] = True
+    moments = motion_moments(walk, mask, np.array([False, False, False, True]))
+    assert moments.scale[2] == 1.0
+    normaliser = motion_normaliser(data, moments)
+    found = np.asarray(normaliser.normalise_motion(walk, mask))
+    size = np.sqrt(np.mean(np.square(found[:, :-1][mask[:, :-1]]), axis=0))
+    np.testing.assert_allclose(size, [1, 1, 0, 1], atol=2e-3)
+    np.testing.assert_array_equal(found[~mask], 0.0)
+    np.testing.assert_array_equal(found[:, -1], 0.0)
+    elsewhere = walk + np.array([50.0, 7.0, -3.0, 360.0])
+    np.testing.assert_allclose(normaliser.normalise_motion(elsewhere, mask), found, atol=2e-3)
+    by_hand = (walk[:, 1, 0] - walk[:, -1, 0]) / moments.scale[0]
+    np.testing.assert_allclose(found[:, 1, 0], np.where(mask[:, 1], by_hand, 0), atol=1e-3)
+
+
+def test_windows_of_states_that_are_not_there_have_unit_scale():
+    moments = motion_moments(np.zeros((3, 4, 2)), np.zeros((3, 4), bool), np.array([False, True]))
+    np.testing.assert_array_equal(moments.scale, 1.0)

@@ -13,6 +13,7 @@ from vla_jax.evaluation.metrics import action_metrics
 from vla_jax.reporting.evaluation_plots import (
     Trace,
     _layered,
+    age_figure,
     drift_figure,
     horizon_figure,
     scatter_figure,
@@ -112,3 +113,18 @@ def test_segments_that_lie_in_others_are_bands():
     assert [is_nested for *_, is_nested in _layered(segments)] == [False, False, False, True]
     segments = (("insert", 0.0, 4.0), ("near_target", 2.5, 4.5), ("hold", 4.0, 6.0))
     assert [is_nested for *_, is_nested in _layered(segments)] == [False, True, False]
+
+
+def test_errors_against_age_are_lengths_in_their_units():
+    by_age = [
+        {
+            "feature_age_s": age,
+            "translation_mse": (age + 1) ** 2 / 3,
+            "rotation_mse": None,
+            "overall_mse": 1.0,
+        }
+        for age in (0.1, 0.9)
+    ]
+    (axis,) = age_figure(by_age, LAB_ACTIONS).figure.axes
+    assert axis.get_ylabel() == "position error, RMS [mm]"
+    np.testing.assert_allclose(axis.lines[0].get_xydata(), [[0.1, 1.1], [0.9, 1.9]])

@@ -7,7 +7,8 @@ import pytest
 
 from tests.vla_jax.policy.policies import CHANNELS, DATA, ROWS, SLOTS, WIDTH, tiny_policy
 from tests.vla_jax.serving.servers import request
-from vla_jax.models.config import StateEncoderConfig
+from vla_jax.contracts.specs import StateWindow
+from vla_jax.models.config import AgeEncoderConfig, StateEncoderConfig, StateWindowConfig
 from vla_jax.serving.request_spec import MAX_SEED, RequestSpec
 from vla_jax.serving.requests import RequestError, read_request
 
@@ -131,6 +132,37 @@ def test_state_and_previous_chunk_are_required_by_who_reads_them():
     assert "state is missing: [6] float32, newest x, y, z, a, b, r of the arm" in told
     assert "previous_chunk is missing: [8, 7] float32, actions of the past: dx (mm)" in told
     assert set(spec.tell()["features"]) == {"vl", "vl_mask", "sensor", "state", "previous_chunk", "seed"}
+
+
+def test_the_age_of_the_features_is_a_number_and_required_by_who_is_told_it(spec):
+    told = RequestSpec.of(tiny_policy(age=AgeEncoderConfig(4)), takes_pictures=True)
+    for age in (0.5, 1, np.float32(0.25), np.array(0.75)):
+        assert read_request(request() | {"feature_age": age}, told).feature_age == np.float32(age)
+    looking = {"prompt": "go", "images": {"View1": PIXELS}}
+    assert "feature_age is missing: a number, seconds from when the oldest" in faults(looking, told)
+    for age, wrong in (
+        (True, "is True"),
+        ("1", "is '1'"),
+        (np.zeros(1), "has shape"),
+        (np.inf, "is not finite"),
+    ):
+        assert f"feature_age {wrong}" in faults(request() | {"feature_age": age}, told)
+    assert told.tell()["pictures"]["feature_age"]["required"]
+    # Others do not look at it, and do not ask for it.
+    assert read_request(request() | {"feature_age": 0.5}, spec).feature_age is None
+    assert "feature_age" not in spec.tell()["features"]
+
+
+def test_the_last_states_may_be_there_where_they_are_read():
+    moving = tiny_policy(state_window=StateWindowConfig((0, 1, 2), StateWindow(4, 2), hidden_dim=4))
+    spec = RequestSpec.of(moving, takes_pictures=False)
+    read = read_request(request() | {"state_window": np.ones((4, 6))}, spec)
+    assert (read.state_window.shape, read.state_window_mask) == ((4, 6), None)
+    assert read_request(request(), spec).state_window is None
+    told = spec.tell()["features"]
+    assert told["state_window"]["shape"] == [4, 6]
+    assert "one every 2 control ticks, oldest first" in told["state_window"]["meaning"]
+    assert "state_window has shape [3, 6]" in faults(request() | {"state_window": np.ones((3, 6))}, spec)
 
 
 def test_what_the_policy_does_not_read_may_be_there():

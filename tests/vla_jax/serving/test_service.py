@@ -8,7 +8,8 @@ import pytest
 
 from tests.vla_jax.policy.policies import SLOTS, WIDTH, tiny_policy
 from tests.vla_jax.serving.servers import request
-from vla_jax.models.config import StateEncoderConfig
+from vla_jax.contracts.specs import StateWindow
+from vla_jax.models.config import AgeEncoderConfig, StateEncoderConfig, StateWindowConfig
 from vla_jax.serving.requests import RequestError
 from vla_jax.serving.service import PolicyService, batch_sizes
 
@@ -97,6 +98,28 @@ def test_a_prefix_reaches_the_policy_in_any_batch(settings):
     np.testing.assert_allclose(planned["actions"][:2], prefix[:2], **TOLERANCE)
     np.testing.assert_allclose(free["actions"], predicted(policy, request()), **TOLERANCE)
     assert np.abs(planned["actions"][2:] - free["actions"][2:]).max() > 1e-4
+    service.close()
+
+
+def test_the_age_of_the_features_reaches_the_policy():
+    policy = tiny_policy(age=AgeEncoderConfig(4))
+    service = PolicyService(policy, max_batch=1)
+    service.warm_up()
+    (reply,) = ask(service, request() | {"feature_age": 0.75})
+    expected = predicted(policy, request(), feature_age=np.array([0.75], np.float32))
+    np.testing.assert_array_equal(reply["actions"], expected)
+    service.close()
+
+
+def test_the_last_states_reach_the_policy_as_far_as_they_are_there():
+    policy = tiny_policy(state_window=StateWindowConfig(tuple(range(6)), StateWindow(3), hidden_dim=4))
+    service = PolicyService(policy, max_batch=1)
+    window = np.random.default_rng(0).normal(size=(3, 6)).astype(np.float32)
+    mask = np.array([False, True, True])
+    for given in ({}, {"state_window": window}, {"state_window": window, "state_window_mask": mask}):
+        (reply,) = ask(service, request() | given)
+        expected = predicted(policy, request(), **{name: value[None] for name, value in given.items()})
+        np.testing.assert_array_equal(reply["actions"], expected)
     service.close()
 
 
