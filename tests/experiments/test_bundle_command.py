@@ -18,6 +18,6 @@ def test_a_run_becomes_a_bundle_that_predicts_the_same(tmp_path):
     assert "diffusion policy of" in done.stdout
     assert f"try it with: python {tmp_path / 'bundle' / 'run.py'}" in done.stdout
     policy = InsertionPolicy.from_checkpoint(tmp_path / "run", sampler="ddpm")
-    inputs, key = observations(2), jax.random.key(3)
+    inputs, key = observations(1), jax.random.key(3)
     predicted = load(tmp_path / "bundle").predict(**inputs, key=key)
     np.testing.assert_allclose(predicted, policy.predict(**inputs, key=key), rtol=0, atol=1e-6)

@@ -246,12 +246,12 @@ def test_users_mistakes_are_one_line(data, backbone, tmp_path):
             export.main(dataclasses.replace(good, **change))
 
 
-def test_every_option_is_explained(capsys):
+def test_every_option_is_explained_in_a_group(capsys):
     texts = {}
     for module in (export, tiny_backbone):
         with pytest.raises(SystemExit, match="0"):
             module.COMMAND.run(["--help"])
-        texts[module] = text = capsys.readouterr().out
-        assert text.count("--") >= len(option_names(module.Arguments))
+        texts[module] = capsys.readouterr().out
+        assert all(name in texts[module] for name in option_names(module.Arguments))
     for title in ("feature", "picture", "machine"):
-        assert f"╭─ {title} options ─" in texts[export]
+        assert f" {title} options " in texts[export]

@@ -263,4 +263,5 @@ if __name__ == "__main__":
     try:
         _main(Path(__file__).parent)
     except BundleError as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

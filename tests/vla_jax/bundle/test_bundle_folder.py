@@ -93,7 +93,7 @@ def test_its_program_says_what_it_is_and_names_what_is_damaged(bundle):
     assert "actions [b, 8, 7]: dx, dy, dz" in done.stdout
     (bundle / run.WEIGHTS).unlink()
     done = in_a_process_of_its_own(script, bundle.parent)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
     assert f"{run.WEIGHTS} cannot be read" in done.stderr
