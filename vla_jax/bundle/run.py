@@ -25,6 +25,7 @@ FORMAT = "vla-jax-bundle-1"
 SPECS, WEIGHTS, CHECKSUMS = "specs.json", "weights.safetensors", "SHA256SUMS"
 PROGRAMS = {"1": "programs/batch_1.bin", "b": "programs/batch_any.bin"}
 """For one row, and for any number of rows."""
+MASKS = ("vl_mask", "has_sensor", "state_window_mask")
 _TYPES = {"F32": np.float32, "I32": np.int32, "U32": np.uint32, "BOOL": np.bool_}
 
 
@@ -81,8 +82,8 @@ class BundledPolicy:
 
         observation: the specs' inputs, in recorded units; those that are not required may be None or left out, and
             those that the policy does not read may be there all the same. Without a sensor no row has one, without
-            `has_sensor` every row has one. A prefix may be shorter than the horizon; without `prefix_length` all of
-            it is promised, without `plan_length` nothing else is planned.
+            `has_sensor` every row has one; the arm's last poses and their mask likewise. A prefix may be shorter than
+            the horizon; without `prefix_length` all of it is promised, without `plan_length` nothing else is planned.
         key: as of `jax.random.key`, for policies that draw: one, or one for each row. None is that of 0.
 
         Raises:
@@ -129,7 +130,7 @@ class BundledPolicy:
             name: np.zeros((batch_size, *value["shape"][1:]), value["dtype"])
             for name, value in self.specs["inputs"].items()
         }
-        return made | {name: np.ones_like(made[name]) for name in ("vl_mask", "has_sensor") if name in made}
+        return made | {name: np.ones_like(made[name]) for name in MASKS if name in made}
 
     def _arguments(self) -> dict[str, tuple[tuple[int, ...], str]]:
         """Shape of a row, and type, of all that the programs take."""
@@ -152,6 +153,11 @@ class BundledPolicy:
                 read["sensor"] = np.zeros((*batch, *arguments["sensor"][0]), np.float32)
                 read["has_sensor"] = np.zeros(batch, bool)
             read.setdefault("has_sensor", np.ones(batch, bool))
+        if "state_window" in arguments:
+            if "state_window" not in read:
+                read["state_window"] = np.zeros((*batch, *arguments["state_window"][0]), np.float32)
+                read["state_window_mask"] = np.zeros((*batch, *arguments["state_window_mask"][0]), bool)
+            read.setdefault("state_window_mask", np.ones(read["state_window"].shape[:2], bool))
         if "prefix" in arguments:
             if "prefix" not in read:
                 read["prefix"] = np.zeros((*batch, 0, arguments["prefix"][0][1]), np.float32)

@@ -31,13 +31,16 @@ MEANINGS = {
     "sensor": "newest window as recorded, oldest row first: force, then the A-scan",
     "has_sensor": "which rows have a sensor",
     "state": "the arm's newest pose, as recorded",
+    "state_window": "the arm's last poses, oldest first; what is left out is missing",
+    "state_window_mask": "which of them are there",
+    "feature_age": "seconds from the oldest picture behind the features to now",
     "previous_chunk": "actions of the past, in the actions' units",
     "prefix": "actions from this tick on that are planned already, in the actions' units",
     "prefix_length": "how many of them are promised",
     "plan_length": "how many of them are planned, promised ones and others",
 }
 """Of each field of an observation, for people."""
-REQUIRED = ("vl", "vl_mask", "state", "previous_chunk")
+REQUIRED = ("vl", "vl_mask", "state", "feature_age", "previous_chunk")
 """Those of them that a policy which reads them must be given."""
 
 

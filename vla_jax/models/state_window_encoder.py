@@ -26,5 +26,5 @@ class StateWindowEncoder(nnx.Module):
         """What the condition gains. window: normalised, relative to its newest row."""
         chosen = jnp.where(mask[:, :-1, None], window[:, :-1, jnp.array(self.columns)], 0.0)
         told = jnp.concatenate([chosen, mask[:, :-1, None].astype(chosen.dtype)], axis=2)
-        flat = told.reshape(len(told), -1).astype(self.dtype)
+        flat = told.reshape(told.shape[0], -1).astype(self.dtype)
         return self.project(jax.nn.gelu(self.hidden(flat)))

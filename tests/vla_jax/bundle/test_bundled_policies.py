@@ -19,8 +19,9 @@ from tests.vla_jax.policy.policies import (
 from vla_jax.bundle.run import PROGRAMS, load
 from vla_jax.bundle.writing import write_bundle
 from vla_jax.contracts.observation import Observation
+from vla_jax.contracts.specs import StateWindow
 from vla_jax.heads.minimal_iterative import MinimalIterativeConfig
-from vla_jax.models.config import StateEncoderConfig
+from vla_jax.models.config import AgeEncoderConfig, StateEncoderConfig, StateWindowConfig
 from vla_jax.policy.insertion_policy import InsertionPolicy
 
 CHUNK = np.random.default_rng(5).normal(size=(3, 8, 7)).astype(np.float32)
@@ -97,6 +98,22 @@ def test_promised_actions_are_given_as_to_the_policy(tmp_path):
     check(policy, bundle, prefix=CHUNK, prefix_length=np.array([3, 0, 1]))
     with pytest.raises(ValueError, match=r"prefix_length is \[4, 4, 4\], each must be from 0 to 3"):
         bundle.predict(**observations(3), prefix=CHUNK[:, :4])
+
+
+def test_ages_and_last_poses_are_given_as_to_the_policy(tmp_path):
+    window = StateWindowConfig(tuple(range(6)), StateWindow(3), hidden_dim=4)
+    policy = tiny_policy(age=AgeEncoderConfig(4), state_window=window)
+    bundle = bundled(policy, tmp_path)
+    old = {"feature_age": np.array([0.1, 0.8, 1.5], np.float32)}
+    still = check(policy, bundle, **old)
+    poses = np.random.default_rng(6).normal(size=(3, 3, 6)).astype(np.float32)
+    moved = check(policy, bundle, **old, state_window=poses)
+    some = check(
+        policy, bundle, **old, state_window=poses, state_window_mask=np.arange(9).reshape(3, 3) % 2 == 0
+    )
+    assert min(np.abs(still - moved).max(), np.abs(moved - some).max()) > 1e-4
+    with pytest.raises(ValueError, match="feature_age is required"):
+        bundle.predict(**observations(3))
 
 
 def test_a_guided_policy_stays_guided(tmp_path):
