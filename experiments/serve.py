@@ -46,7 +46,7 @@ class Arguments:
     """File with the key that clients must send, on its only line."""
     checkpoint: Literal["latest", "best"] = "latest"
     """Which checkpoint of a training output directory; best by its validation error."""
-    sampler: Literal["ddim", "ddpm"] | None = None
+    sampler: str | None = None
     """How a diffusion policy denoises; the checkpoint's own by default."""
     steps: int | None = None
     """Denoising steps of a diffusion policy; the checkpoint's own by default."""

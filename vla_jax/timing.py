@@ -6,6 +6,8 @@ training. Times are float64 seconds on one clock; −1 stands for "none", in row
 
 from collections.abc import Sequence
 from itertools import pairwise
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -63,11 +65,14 @@ def is_whole_window(
 
 
 def window_rows(
-    begin: Int[np.ndarray, " n"], end: Int[np.ndarray, " n"], size: int
-) -> Int[np.ndarray, "n size"]:
-    """Returns the `size` rows up to each `end`; those before `begin` repeat the first row. All −1 where `end` is."""
-    rows = np.maximum(end[:, None] + np.arange(-size, 0), begin[:, None])
-    return np.where(end[:, None] >= 0, rows, -1)
+    begin: Int[Any, " n"], end: Int[Any, " n"], size: int, *, library: ModuleType = np
+) -> Int[Any, "n size"]:
+    """Returns the `size` rows up to each `end`; those before `begin` repeat the first row. All −1 where `end` is.
+
+    library: NumPy, or `jax.numpy` for JAX's arrays.
+    """
+    rows = library.maximum(end[:, None] + library.arange(-size, 0)[None, :], begin[:, None])
+    return library.where(end[:, None] >= 0, rows, -1)
 
 
 def past_rows(

@@ -663,8 +663,8 @@ DATA = [
         ),
         (
             "windows across a gap",
-            "np.maximum(end[:, None] + np.arange(-size, 0), begin[:, None])",
-            "np.maximum(end[:, None] + np.arange(-size, 0), 0)",
+            "library.maximum(end[:, None] + library.arange(-size, 0)[None, :], begin[:, None])",
+            "library.maximum(end[:, None] + library.arange(-size, 0)[None, :], 0)",
             TIMING,
         ),
         (

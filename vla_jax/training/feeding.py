@@ -21,6 +21,7 @@ from vla_jax.contracts.observation import Batch, ResidentRows
 from vla_jax.dataset.feature_table import FeatureTable
 from vla_jax.dataset.packed_dataset import PackedDataset
 from vla_jax.errors import UserError
+from vla_jax.timing import window_rows
 from vla_jax.training.config import FeedMode
 from vla_jax.training.sharding import BATCH_SPEC, Mesh, put_batch, replicated
 
@@ -70,10 +71,10 @@ class Feed:
         observation, rows = batch.observation, batch.resident
         if rows.sensor is not None:
             assert resident.sensor is not None
-            begin, end = jnp.split(rows.sensor, 2, axis=1)
-            window = jnp.maximum(end - self.window + jnp.arange(self.window)[None, :], begin)
+            begin, end = jnp.asarray(rows.sensor).T
             # Rows of −1 or beyond the end give zeros: samples without sensor.
-            sensor = self._take("sensor", resident.sensor, jnp.where(end >= 0, window, -1))
+            window = window_rows(begin, end, self.window, library=jnp)
+            sensor = self._take("sensor", resident.sensor, window)
             observation = observation.replace(sensor=sensor)
         if rows.vl is not None:
             assert resident.vl is not None
