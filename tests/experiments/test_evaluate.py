@@ -53,7 +53,7 @@ def test_a_checkpoint_is_judged_from_its_directory_alone(workspace, run, tmp_pat
     assert metrics["policy"]["step"] == 0
     assert metrics["data"]["samples"] == len(workspace.dataset.sample_ticks("all"))
     page = (tmp_path / "report" / "report.html").read_text()
-    assert page.count("<svg") == 4
+    assert page.count("<svg") == 5
     assert len(list((tmp_path / "report" / "figures").glob("*.svg"))) == 4
     assert len(list((tmp_path / "report" / "figures").glob("*.pdf"))) == 4
     low, high = metrics["intervals"]["position_rmse"]
