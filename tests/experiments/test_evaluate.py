@@ -54,8 +54,8 @@ def test_a_checkpoint_is_judged_from_its_directory_alone(workspace, run, tmp_pat
     assert metrics["data"]["samples"] == len(workspace.dataset.sample_ticks("all"))
     page = (tmp_path / "report" / "report.html").read_text()
     assert page.count("<svg") == 5
-    assert len(list((tmp_path / "report" / "figures").glob("*.svg"))) == 4
-    assert len(list((tmp_path / "report" / "figures").glob("*.pdf"))) == 4
+    assert len(list((tmp_path / "report" / "figures").glob("*.svg"))) == 5
+    assert len(list((tmp_path / "report" / "figures").glob("*.pdf"))) == 5
     low, high = metrics["intervals"]["position_rmse"]
     assert 0 < low <= (3 * metrics["translation_mse"]) ** 0.5 <= high
     assert "http" not in page
