@@ -207,8 +207,7 @@ def abstract_network(config: PolicyConfig) -> PolicyNetwork:
 
     def make() -> PolicyNetwork:
         rngs = nnx.Rngs(0)
-        # pyrefly: ignore[missing-attribute]: streams are attributes that Rngs sets by their names
-        rngs.default = _SameKey(0, tag="default")
+        rngs.default = _SameKey(0, tag="default")  # pyrefly: ignore[missing-attribute]: Rngs names its streams so
         return PolicyNetwork(config, rngs=rngs)
 
     return nnx.eval_shape(make)

@@ -80,7 +80,8 @@ np.save("actions.npy", act(given["vl"], given["vl_mask"], given["sensor"], given
 """
     done = in_a_process_of_its_own(block.text + use, folder)
     assert done.returncode == 0, done.stderr
-    np.testing.assert_allclose(np.load(folder / "actions.npy"), policy.predict(**inputs), rtol=0, atol=1e-6)
+    # Without all of XLA's optimisations, which tests do without, two programs round differently.
+    np.testing.assert_allclose(np.load(folder / "actions.npy"), policy.predict(**inputs), rtol=0, atol=5e-6)
     assert sum(bool(line.strip()) for line in block.text.splitlines()) <= 20
 
 
