@@ -1,6 +1,5 @@
 """The policy artifact: of a checkpoint, what acting needs, readable without the training's configuration."""
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -55,19 +54,11 @@ def load_policy(path: Path, *, checkpoint: str = "latest") -> PolicyArtifact:
         abstract_network(metadata.network), nnx.Param, ...
     )
     item = metadata.weights
-    # Hashing takes one processor as long as reading takes the others.
-    with ThreadPoolExecutor(1) as beside:
-        checked = beside.submit(check_sound, directory, (item, "statistics", "normaliser"))
-        try:
-            params, statistics = restore(
-                directory, {item: abstract_params, "statistics": abstract_statistics}
-            )
-            normaliser = restore_normaliser(directory, metadata.normalisation)
-        finally:
-            checked.result()  # Says more of a damaged checkpoint than reading it does.
+    check_sound(directory, (item, "statistics", "normaliser"))
+    params, statistics = restore(directory, {item: abstract_params, "statistics": abstract_statistics})
     return PolicyArtifact(
         network=nnx.merge(structure, params, statistics),
-        normaliser=normaliser,
+        normaliser=restore_normaliser(directory, metadata.normalisation),
         metadata=metadata,
         path=directory,
     )
