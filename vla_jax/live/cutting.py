@@ -73,8 +73,7 @@ def cut_to_workspace(
 
 def _share(room: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     """Returns how much of what is wanted there is room for, 0 to 1."""
-    needed = np.where(wanted > 0, wanted, 1.0)
-    return np.where(wanted > room, room / needed, 1.0)
+    return np.divide(room, wanted, out=np.ones(len(wanted)), where=wanted > room)
 
 
 def _scaled(action: np.ndarray, share: np.ndarray) -> np.ndarray:

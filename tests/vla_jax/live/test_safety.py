@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -58,6 +58,7 @@ def test_what_is_within_all_limits_passes_unchanged():
 
 
 @settings(max_examples=60)
+@example([np.full(7, 1.7e-44, np.float32)])
 @given(
     st.lists(
         arrays(
