@@ -3,7 +3,6 @@
 import contextlib
 import json
 import math
-import signal
 import socket
 import subprocess
 import sys
@@ -143,7 +142,7 @@ def _act(arguments: Arguments) -> int:
         # The end of the lab's last insertion is the end of live's last episode.
         status = _end_of(live_process)
         if arguments.episodes is None or status:
-            lab_process.send_signal(signal.SIGINT)
+            lab_process.terminate()
         return max(status, _end_of(lab_process), key=abs)
 
 

@@ -185,7 +185,7 @@ def test_the_batch_that_breaks_a_run_is_saved(workspace, tmp_path):
         ).batch(step - 1)
         observed = {
             name: getattr(expected.observation, name)
-            for name in ("vl", "vl_mask", "sensor", "has_sensor", "state", "previous_chunk")
+            for name in ("vl", "vl_mask", "sensor", "has_sensor", "state", "feature_age", "previous_chunk")
         }
         others = {name: getattr(expected, name) for name in ("actions", "confidence", "tick", "valid")}
         assert set(saved) == {*observed, *others, "history_step", "history_loss"}
