@@ -1,6 +1,8 @@
 """Settings of every test."""
 
 import os
+import subprocess
+import sys
 import tempfile
 from importlib.metadata import version
 
@@ -19,6 +21,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 
 import hypothesis
 import jax
+import pytest
 
 # How long an example takes says something about the machine, and nothing about the code.
 hypothesis.settings.register_profile("untimed", deadline=None)
@@ -26,3 +29,24 @@ hypothesis.settings.load_profile("untimed")
 jax.config.update(
     "jax_numpy_rank_promotion", "raise"
 )  # No silent broadcasting between arrays of different rank.
+
+_LESS_FUSED = "--xla_cpu_use_fusion_emitters=false"
+
+
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Runs a test that compares two programs' roundings in a process whose XLA fuses as it does for users."""
+    flags = os.environ["XLA_FLAGS"].split()
+    if pyfuncitem.get_closest_marker("all_fusions") is None or _LESS_FUSED not in flags:
+        return None
+    fused = " ".join(flag for flag in flags if flag != _LESS_FUSED)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", pyfuncitem.nodeid],
+        cwd=pyfuncitem.config.rootpath,
+        env=os.environ | {"XLA_FLAGS": fused},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return True

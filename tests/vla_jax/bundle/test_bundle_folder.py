@@ -65,6 +65,7 @@ def in_a_process_of_its_own(code, folder):
     )  # fmt: skip
 
 
+@pytest.mark.all_fusions
 @pytest.mark.parametrize("page", ["serving.md", "formats.md"])
 def test_what_the_pages_show_runs_where_neither_vla_jax_nor_flax_is(page, policy, bundle):
     (block,) = (
@@ -80,8 +81,7 @@ np.save("actions.npy", act(given["vl"], given["vl_mask"], given["sensor"], given
 """
     done = in_a_process_of_its_own(block.text + use, folder)
     assert done.returncode == 0, done.stderr
-    # Without all of XLA's optimisations, which tests do without, two programs round differently.
-    np.testing.assert_allclose(np.load(folder / "actions.npy"), policy.predict(**inputs), rtol=0, atol=5e-6)
+    np.testing.assert_allclose(np.load(folder / "actions.npy"), policy.predict(**inputs), rtol=0, atol=1e-6)
     assert sum(bool(line.strip()) for line in block.text.splitlines()) <= 20
 
 
