@@ -2,19 +2,15 @@
 
 import dataclasses
 import json
-import shutil
 
-import jax
 import numpy as np
 import pytest
 
 from tests.vla_jax.evaluation.workspace import make_workspace
 from tests.vla_jax.training.test_beginning import beginning
-from tests.vla_jax.training.test_loop import debug_config, losses, parameters, run, without_times
+from tests.vla_jax.training.test_loop import assert_resumes_alike, debug_config, losses, run
 from vla_jax.errors import UserError
 from vla_jax.models.config import AgeEncoderConfig
-from vla_jax.policy.artifact import load_policy
-from vla_jax.policy.checkpoints import CHECKPOINTS
 from vla_jax.policy.insertion_policy import InsertionPolicy
 from vla_jax.training.config import TrainConfig
 from vla_jax.training.feature_age_option import NUM_QUANTILES, feature_age_quantiles
@@ -110,13 +106,7 @@ def undisturbed(workspace, tmp_path_factory):
 
 def test_a_resumed_run_draws_the_same_ages(workspace, undisturbed, tmp_path):
     out, config, _, logged, _ = undisturbed
-    shutil.copytree(out, tmp_path / "run")
-    shutil.rmtree(tmp_path / "run" / CHECKPOINTS / "8")
-    _, resumed, _ = run(workspace, tmp_path / "run", config, resume=True)
-    assert without_times(resumed) == without_times(logged)
-    before, after = (jax.tree.leaves(parameters(load_policy(run))) for run in (out, tmp_path / "run"))
-    for a, b in zip(before, after, strict=True):
-        np.testing.assert_array_equal(a, b)
+    assert_resumes_alike(workspace, out, config, logged, tmp_path / "run")
 
 
 def test_features_on_the_devices_are_of_the_same_ages(workspace, undisturbed, tmp_path):

@@ -62,6 +62,17 @@ def losses(logged):
     return [line["train/loss"] for line in logged if "train/loss" in line]
 
 
+def assert_resumes_alike(workspace, out, config, logged, copy):
+    """Resumes a copy of a finished run of 8 updates from before its last checkpoint: log and weights are the same."""
+    shutil.copytree(out, copy)
+    shutil.rmtree(copy / CHECKPOINTS / "8")
+    _, resumed, _ = run(workspace, copy, config, resume=True)
+    assert without_times(resumed) == without_times(logged)
+    before, after = (jax.tree.leaves(parameters(load_policy(at))) for at in (out, copy))
+    for a, b in zip(before, after, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 @pytest.fixture(scope="module")
 def from_host(workspace, tmp_path_factory):
     return (out := tmp_path_factory.mktemp("host"), *run(workspace, out, debug_config(workspace)))

@@ -1,7 +1,6 @@
 """Training with the arm's last states: what is asked for, what is hidden, and what a run keeps."""
 
 import dataclasses
-import shutil
 
 import jax
 import numpy as np
@@ -9,14 +8,13 @@ import pytest
 
 from tests.vla_jax.evaluation.workspace import make_workspace
 from tests.vla_jax.training.test_beginning import beginning
-from tests.vla_jax.training.test_loop import debug_config, parameters, run, without_times
+from tests.vla_jax.training.test_loop import assert_resumes_alike, debug_config, run
 from vla_jax.contracts.observation import Observation
 from vla_jax.contracts.specs import StateWindow
 from vla_jax.errors import UserError
 from vla_jax.evaluation.open_loop import evaluate
 from vla_jax.models.config import StateWindowConfig
 from vla_jax.policy.artifact import load_policy
-from vla_jax.policy.checkpoints import CHECKPOINTS
 from vla_jax.policy.insertion_policy import InsertionPolicy
 from vla_jax.training.step import hide_state_windows
 
@@ -78,13 +76,7 @@ def undisturbed(workspace, tmp_path_factory):
 
 def test_a_run_resumes_exactly_and_is_judged_as_it_was_validated(workspace, undisturbed, tmp_path):
     out, config, result, logged, _ = undisturbed
-    shutil.copytree(out, tmp_path / "run")
-    shutil.rmtree(tmp_path / "run" / CHECKPOINTS / "8")
-    _, resumed, _ = run(workspace, tmp_path / "run", config, resume=True)
-    assert without_times(resumed) == without_times(logged)
-    before, after = (jax.tree.leaves(parameters(load_policy(at))) for at in (out, tmp_path / "run"))
-    for a, b in zip(before, after, strict=True):
-        np.testing.assert_array_equal(a, b)
+    assert_resumes_alike(workspace, out, config, logged, tmp_path / "run")
     policy = InsertionPolicy.from_checkpoint(out)
     assert policy.state_window == WINDOW
     judged = evaluate(policy, workspace.dataset, workspace.features, "val", batch_size=16)
