@@ -34,6 +34,9 @@ class Arguments:
     disturbed_fraction: float = 0.5
     """Fraction of episodes in which the arm is nudged off its course, and comes back. What should have been done is
     recorded beside what happened (corrections.csv)."""
+    breathing_fraction: float = 0.0
+    """Fraction of episodes in which the tissue moves as a breathing patient's, and the demonstrator with it; as in
+    `rollout --shift breathing`."""
     overlapping_windows: bool = False
     """Store the sensor as the lab does: overlapping windows of 650 rows, 5.6 a second (about 90 MB an episode),
     instead of ten windows of 65 rows a second that join without overlap (about 19 MB)."""
@@ -52,6 +55,7 @@ def main(arguments: Arguments) -> None:
         image_size=arguments.image_size,
         sensorless_fraction=arguments.sensorless_fraction,
         disturbed_fraction=arguments.disturbed_fraction,
+        breathing_fraction=arguments.breathing_fraction,
         overlapping_windows=arguments.overlapping_windows,
     )
     workers = arguments.workers or num_processors()

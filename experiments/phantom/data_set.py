@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from experiments.phantom.disturbance import Disturbance
 from experiments.phantom.episode_writer import write_episode
@@ -33,13 +34,14 @@ class DataSetSettings:
     sensorless_fraction: float = 0.2
     disturbed_fraction: float = 0.5
     overlapping_windows: bool = False
+    breathing_fraction: float = 0.0
 
     def __post_init__(self):
         if self.seed < 0:
             raise UserError(f"seed must not be negative, got {self.seed}")
         if not 28 <= self.image_size <= 2048:
             raise UserError(f"image size must be between 28 and 2048 pixels, got {self.image_size}")
-        for name in ("sensorless_fraction", "disturbed_fraction"):
+        for name in ("sensorless_fraction", "disturbed_fraction", "breathing_fraction"):
             if not 0 <= getattr(self, name) <= 1:
                 words = name.replace("_", " ")
                 raise UserError(f"{words} must be between 0 and 1, got {getattr(self, name)}")
@@ -50,13 +52,18 @@ class DataSetSettings:
 
     def has_sensor(self, index: int) -> bool:
         """Whether an episode has a sensor: the sensorless ones are spread evenly, from a phase drawn by the seed."""
-        phase, _ = np.random.default_rng(self.seed).uniform(size=2)
-        return not _is_chosen(index, self.sensorless_fraction, phase)
+        return not _is_chosen(index, self.sensorless_fraction, self._phases()[0])
 
     def is_disturbed(self, index: int) -> bool:
         """Whether the arm is nudged in an episode (`experiments.phantom.disturbance`)."""
-        _, phase = np.random.default_rng(self.seed).uniform(size=2)
-        return _is_chosen(index, self.disturbed_fraction, phase)
+        return _is_chosen(index, self.disturbed_fraction, self._phases()[1])
+
+    def breathes(self, index: int) -> bool:
+        """Whether the tissue of an episode moves (`experiments.phantom.shift`)."""
+        return _is_chosen(index, self.breathing_fraction, self._phases()[2])
+
+    def _phases(self) -> NDArray:
+        return np.random.default_rng(self.seed).uniform(size=3)
 
 
 def _is_chosen(index: int, share: float, phase: float) -> bool:
@@ -70,6 +77,7 @@ def write_episode_of(index: int, *, out: Path, settings: DataSetSettings) -> Pat
         image_size=settings.image_size,
         has_sensor=settings.has_sensor(index),
         disturbance=Disturbance() if settings.is_disturbed(index) else None,
+        shift="breathing" if settings.breathes(index) else "none",
     )
     recording = record_demonstration(simulator, settings.episode_seed(index))
     directory = out / recording.scenario.task / f"episode_{index:05d}"
@@ -141,12 +149,13 @@ def find_episodes(out: Path, settings: DataSetSettings) -> set[int]:
         for path in episodes:
             try:
                 identity = json.loads(path.read_text())["phantom"]
-                index = identity["episode"]
+                index, written = identity["episode"], DataSetSettings(**identity["settings"])
+                version = identity["generator_version"]
             except (ValueError, KeyError, TypeError) as error:
                 raise UserError(
                     f"{path} is not of a phantom episode; give an empty or new directory"
                 ) from error
-            if {key: identity.get(key) for key in _identity(index, settings)} != _identity(index, settings):
+            if (version, written) != (GENERATOR_VERSION, settings):
                 raise UserError(
                     f"{path.parent} was written with other settings than these; give another directory, "
                     "or the same --seed and options to add to it"

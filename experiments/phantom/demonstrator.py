@@ -2,8 +2,9 @@
 
 Sideways and in orientation its speed is proportional to what remains, with saturation. It descends to the surface once
 it is aligned, slows down before it, slows down more while it pushes the membrane, and stops inside the target layer; if
-it is too deep, it comes back. In the tissue it waits for nothing: only the depth counts there. Nothing depends on time,
-so equal observations have equal actions, apart from a small variation of the speed.
+it is too deep, it comes back. In the tissue it waits for nothing: only the depth counts there. Where the tissue moves,
+it moves along. Nothing depends on time, so equal observations have equal actions, apart from a small variation of the
+speed.
 """
 
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ _STOP_RATE = 1.8  # 1/s
 @dataclass(frozen=True)
 class InsertionState:
     """Where an insertion is, all that the demonstrator goes by. pose: (6,) mm and degrees. Depths in mm below the
-    surface."""
+    surface. tissue_mm_s: how fast the tissue moves in the base frame."""
 
     pose: NDArray
     marker_xy_mm: tuple[float, float]
@@ -41,17 +42,20 @@ class InsertionState:
     membrane_mm: float
     target_mm: float
     is_punctured: bool
+    tissue_mm_s: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
     @classmethod
-    def of(cls, scenario: Scenario, pose: NDArray, is_punctured: bool) -> "InsertionState":
-        """The state of a scenario."""
+    def of(cls, scenario: Scenario, time_s: float, pose: NDArray, is_punctured: bool) -> "InsertionState":
+        """The state in a scenario at a time."""
+        now = scenario.at(time_s)
         return cls(
             pose,
-            scenario.marker_xy_mm,
-            scenario.surface_z_mm,
-            scenario.membrane_mm,
-            scenario.target_mm,
+            now.marker_xy_mm,
+            now.surface_z_mm,
+            now.membrane_mm,
+            now.target_mm,
             is_punctured,
+            now.motion.velocity_at(time_s),
         )
 
     @property
@@ -83,7 +87,7 @@ class InsertionState:
 
 
 def demonstrator_velocity(state: InsertionState) -> NDArray:
-    """Returns the demonstrator's velocity (6,): mm/s and degrees/s in the base frame."""
+    """Returns the demonstrator's velocity (6,) over the tissue: mm/s and degrees/s along the base frame's axes."""
     lateral = _towards_zero(state.lateral_mm, _LATERAL_RATE, _LATERAL_MAX_MM_S)
     angular = _towards_zero(-state.pose[3:], _ANGULAR_RATE, _ANGULAR_MAX_DEG_S)
     misaligned = max(
@@ -99,7 +103,10 @@ def demonstrator_action(state: InsertionState, step_s: float, speed_factor: floa
 
     speed_factor: about 1, a person's variation of the speed.
     """
-    return np.append(demonstrator_velocity(state) * (speed_factor * step_s), 1.0)
+    moved = demonstrator_velocity(state) * (speed_factor * step_s)
+    if any(state.tissue_mm_s):  # Adding nothing would still make a zero of a -0.
+        moved[:3] += np.multiply(state.tissue_mm_s, step_s)
+    return np.append(moved, 1.0)
 
 
 class SpeedVariation:

@@ -40,6 +40,14 @@ class TissueMotion:
     def at(self, time_s: float) -> tuple[float, float, float]:
         """Returns how far the phantom has moved from where it rests, mm."""
         swing = self.amplitude_mm * math.sin(2 * math.pi * self.rate_hz * time_s + self.phase)
+        return self._along(swing)
+
+    def velocity_at(self, time_s: float) -> tuple[float, float, float]:
+        """Returns how fast the phantom moves, mm/s."""
+        rate = 2 * math.pi * self.rate_hz
+        return self._along(self.amplitude_mm * rate * math.cos(rate * time_s + self.phase))
+
+    def _along(self, swing: float) -> tuple[float, float, float]:
         return (0.5 * swing * math.cos(self.direction), 0.5 * swing * math.sin(self.direction), swing)
 
 

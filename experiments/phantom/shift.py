@@ -21,7 +21,7 @@ def _start_wider(scenario: Scenario, rng: np.random.Generator) -> Scenario:
 
 def _breathing(scenario: Scenario, rng: np.random.Generator) -> Scenario:
     motion = TissueMotion(
-        amplitude_mm=0.5,
+        amplitude_mm=float(rng.uniform(0.3, 0.8)),
         rate_hz=float(rng.uniform(0.2, 0.3)),
         phase=float(rng.uniform(0, 2 * np.pi)),
         direction=float(rng.uniform(0, 2 * np.pi)),

@@ -125,7 +125,7 @@ class PhantomSimulator:
     @property
     def state(self) -> InsertionState:
         """The true state."""
-        return InsertionState.of(self.scenario.at(self.time_s), self._pose, self._force_state.is_punctured)
+        return InsertionState.of(self.scenario, self.time_s, self._pose, self._force_state.is_punctured)
 
     @property
     def pose(self) -> NDArray:

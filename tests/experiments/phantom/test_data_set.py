@@ -8,7 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.phantom.data_set import STAGING_NAME, DataSetSettings, find_episodes, write_data_set
+from experiments.phantom.data_set import (
+    STAGING_NAME,
+    DataSetSettings,
+    find_episodes,
+    write_data_set,
+    write_episode_of,
+)
 from vla_jax.errors import UserError
 
 SETTINGS = DataSetSettings(seed=3, image_size=28, sensorless_fraction=0.5)
@@ -78,6 +84,7 @@ def test_episodes_of_other_settings_are_not_mixed_in(three):
         DataSetSettings(seed=4, image_size=28, sensorless_fraction=0.5),
         DataSetSettings(seed=3, image_size=56, sensorless_fraction=0.5),
         DataSetSettings(seed=3, image_size=28, sensorless_fraction=0.5, overlapping_windows=True),
+        DataSetSettings(seed=3, image_size=28, sensorless_fraction=0.5, breathing_fraction=0.5),
     ):
         with pytest.raises(UserError, match="other settings"):
             write_data_set(three, 4, settings)
@@ -118,3 +125,26 @@ def test_the_sensorless_fraction_is_kept_and_spread(fraction, expected):
         assert len(without) == expected
         if 0 < fraction < 1:
             assert np.ptp(np.diff(without)) <= 1
+
+
+def test_a_share_of_the_episodes_breathes_beside_the_others(tmp_path):
+    settings = DataSetSettings(seed=3, image_size=28, breathing_fraction=0.25, disturbed_fraction=0.0)
+    assert sum(settings.breathes(index) for index in range(40)) == 10
+    first = next(index for index in range(40) if settings.breathes(index))
+    motions = [
+        json.loads((write_episode_of(index, out=tmp_path, settings=settings) / "metadata.json").read_text())[
+            "phantom"
+        ]["scenario"]["motion"]["amplitude_mm"]
+        for index in (first, first + 1)
+    ]
+    assert motions[0] > 0.2
+    assert motions[1] == 0.0
+
+
+def test_episodes_from_before_there_was_an_option_are_gone_on_with(three, tmp_path):
+    old = shutil.copytree(three, tmp_path / "old")
+    for path in old.glob("*/*/metadata.json"):
+        metadata = json.loads(path.read_text())
+        assert metadata["phantom"]["settings"].pop("breathing_fraction") == 0.0
+        path.write_text(json.dumps(metadata))
+    assert find_episodes(old, SETTINGS) == {0, 1, 2}

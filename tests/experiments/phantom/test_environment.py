@@ -18,8 +18,9 @@ from vla_jax.reporting.film import MMODE_MM, make_film, mmode
 STILL = np.array([0, 0, 0, 0, 0, 0, 1.0])
 
 
-def blind(**settings):
-    return PhantomEnvironment(PhantomSimulator(has_sensor=False, has_images=False), **settings)
+def blind(shift="none", **settings):
+    simulator = PhantomSimulator(has_sensor=False, has_images=False, shift=shift)
+    return PhantomEnvironment(simulator, **settings)
 
 
 def demonstrate(environment, seed, *, disturb=lambda action: action):
@@ -39,6 +40,13 @@ def test_the_demonstrator_succeeds():
     # The membrane gives way at 0.3 to 0.5 N.
     assert all(0.25 < outcome.measures["peak_force_n"] < 0.7 for outcome in outcomes)
     assert max(outcome.measures["time_s"] for outcome in outcomes) < 20
+
+
+def test_the_demonstrator_moves_along_with_breathing_tissue():
+    environment = blind("breathing")
+    outcomes = [demonstrate(environment, seed) for seed in range(20)]
+    assert sum(outcome.success for outcome in outcomes) >= 19
+    assert max(outcome.measures["depth_error_um"] for outcome in outcomes) < 120
 
 
 def test_standing_still_never_enters_and_takes_all_the_time():

@@ -4,6 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from experiments.phantom import PhantomSimulator
 from experiments.phantom.scenario import UNSEEN_COLOURS, TissueMotion, draw_scenario
@@ -72,6 +74,15 @@ def test_moving_tissue_moves_under_the_needle_and_in_the_pictures():
         moved = np.abs(first.images[view].astype(float) - middle.images[view]).mean()
         same = np.abs(first.images[view].astype(float) - reading.images[view]).mean()
         assert moved > 2 * same
+
+
+@given(
+    st.floats(0.0, 2.0), st.floats(0.1, 0.5), st.floats(0.0, 6.3), st.floats(0.0, 6.3), st.floats(0.0, 26.0)
+)
+def test_moving_tissue_has_the_velocity_of_its_motion(amplitude, rate, phase, direction, time_s):
+    motion = TissueMotion(amplitude, rate, phase, direction)
+    between = np.subtract(motion.at(time_s + 5e-4), motion.at(time_s - 5e-4)) / 1e-3
+    np.testing.assert_allclose(motion.velocity_at(time_s), between, atol=1e-4)
 
 
 def test_still_tissue_is_where_it_was():
