@@ -38,6 +38,7 @@ COMMANDS = {
     "benchmarks.lerobot": "times how fast LeRobot data sets' pictures are read, beside the lerobot package",
     "benchmarks.serving": "times a served policy with several clients, beside direct calls",
     "benchmarks.first_action": "times a policy from a fresh process to its first action",
+    "benchmarks.late_features": "finds what helps policies whose features are late, in closed loop",
     "benchmarks.cache": "times the feature cache beside the reference's way",
 }
 """What `python -m experiments.NAME` and `vla-jax NAME` take, in the order of a project, and what each does."""
