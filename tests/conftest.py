@@ -11,11 +11,15 @@ from importlib.metadata import version
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="vla-jax-tests-"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
-# The last flag halves the time again, where it was tried: XLA ends a process that is given one it does not know.
+# The last flags halve the time again, where they were tried: XLA ends a process that is given one it does not know.
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-    + (" --xla_cpu_use_fusion_emitters=false" if version("jaxlib").startswith("0.10.") else ""),
+    + (
+        " --xla_cpu_parallel_codegen_split_count=1 --xla_cpu_use_fusion_emitters=false"
+        if version("jaxlib").startswith("0.10.")
+        else ""
+    ),
 )
 os.environ["JAX_PLATFORMS"] = "cpu"
 
@@ -42,7 +46,8 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", pyfuncitem.nodeid],
         cwd=pyfuncitem.config.rootpath,
-        env=os.environ | {"XLA_FLAGS": fused},
+        env={name: value for name, value in os.environ.items() if name != "PYTEST_ADDOPTS"}
+        | {"XLA_FLAGS": fused},
         capture_output=True,
         text=True,
         timeout=600,

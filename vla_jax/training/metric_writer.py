@@ -2,14 +2,18 @@
 
 import json
 import math
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from vla_jax.storage.replacing import replace_text
 from vla_jax.training.config import TrainConfig
 from vla_jax.training.wandb_sink import WandbSink
+
+if TYPE_CHECKING:
+    from tensorboardX import SummaryWriter
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -24,13 +28,11 @@ class MetricWriter:
     """
 
     def __init__(self, run: Path, *, resume_step: int = 0, wandb: TrainConfig | None = None) -> None:
-        from tensorboardX import SummaryWriter  # Imports a protobuf runtime: only when a run starts.
-
         self._wandb = None if wandb is None else WandbSink(run, wandb)
         self.path = run / METRICS_FILE
         self._drop_lines_after(resume_step)
         self._lines = self.path.open("a")
-        self._events = SummaryWriter(str(run / "tensorboard"), purge_step=resume_step or None)
+        self._events = _event_writer(run / "tensorboard", resume_step)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Records `metrics` of `step`; values that are not finite are written as null."""
@@ -68,3 +70,20 @@ class MetricWriter:
             except json.JSONDecodeError:
                 continue  # The last line of a run that was killed while it wrote.
         replace_text(self.path, "".join(kept))
+
+
+def _event_writer(directory: Path, resume_step: int) -> "SummaryWriter":
+    """Opens TensorBoard's event files.
+
+    tensorboardX imports torch where it is installed, to write torch's tensors: two seconds for what it is never given.
+    """
+    hidden = "torch" not in sys.modules
+    if hidden:
+        # With None there `import torch` raises ImportError.
+        sys.modules["torch"] = None  # pyrefly: ignore[unsupported-operation]
+    try:
+        from tensorboardX import SummaryWriter  # Imports a protobuf runtime: only when a run starts.
+    finally:
+        if hidden:
+            del sys.modules["torch"]
+    return SummaryWriter(str(directory), purge_step=resume_step or None)

@@ -164,7 +164,7 @@ def _debug(asked: _Asked) -> TrainConfig:
     policy = PolicyConfig(
         head=asked.head.preset("tiny"),
         sensor=SensorEncoderConfig(
-            hidden_dim=8, output_dim=16, num_conv_layers=4, num_transformer_layers=1, num_heads=2
+            hidden_dim=8, output_dim=16, num_conv_layers=2, num_transformer_layers=1, num_heads=2
         ),
         fusion=FusionConfig(strategy=asked.fusion, vl_pool_width=16, vl_pool_heads=2, num_heads=2),
         **asked.sizes,

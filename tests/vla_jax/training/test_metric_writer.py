@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 
 from vla_jax.training.metric_writer import MetricWriter
 
@@ -29,3 +31,17 @@ def test_resuming_takes_out_what_comes_again(tmp_path):
         (3, 0.3),
         (4, 9.0),
     ]
+
+
+def test_torch_is_not_imported_for_it_and_can_be_later(tmp_path):
+    program = """
+import sys
+from pathlib import Path
+from vla_jax.training.metric_writer import MetricWriter
+MetricWriter(Path(sys.argv[1])).close()
+assert "torch" not in sys.modules
+import torch
+MetricWriter(Path(sys.argv[1])).close()
+assert sys.modules["torch"] is torch
+"""
+    subprocess.run([sys.executable, "-c", program, tmp_path], check=True, timeout=120)
