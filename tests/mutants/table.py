@@ -441,8 +441,8 @@ NETWORKS = [
         ),
         (
             "one chunk's first action again and again",
-            "chunk[tick - begun]\n",
-            "chunk[0]\n",
+            "chunk[tick - begun] for",
+            "chunk[0] for",
             f"{CHUNKS}::test_a_late_chunk_gives_the_action_of_the_tick_and_the_arm_holds_before",
         ),
     ),
