@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool, Float
 from vla_jax.contracts.checks import Count, Range, Whole, check
 from vla_jax.models.resample import resample
 from vla_jax.models.sensor_encoder import StridedConv
-from vla_jax.models.transformer import layer_norm, linear
+from vla_jax.models.transformer import linear
 
 NUM_CONVOLUTIONS = 3
 
@@ -47,8 +47,8 @@ class ResidualConfig:
 class ResidualNetwork(nnx.Module):
     """Returns what is to be added to a tick's action, both normalised. It begins as zero.
 
-    Layers are normalised row by row, so that a row's correction does not depend on what else is in the batch, in
-    training neither.
+    Layers are not normalised: by the batch's statistics a correction would depend on other rows in training, and by a
+    row's own the force, one channel of many, would lose its size.
     """
 
     def __init__(self, config: ResidualConfig, *, rngs: nnx.Rngs):
@@ -58,7 +58,6 @@ class ResidualNetwork(nnx.Module):
         self.convolutions = nnx.List(
             StridedConv(inputs, outputs, dtype=dtype, rngs=rngs) for inputs, outputs in pairwise(widths)
         )
-        self.norms = nnx.List(layer_norm(width, dtype=dtype, rngs=rngs) for width in widths[1:])
         steps = -(-config.temporal_length // 2**NUM_CONVOLUTIONS)
         inputs = steps * config.hidden_dim + config.action_dim + config.chunk_age_max + 1
         self.hidden = linear(inputs, 2 * config.hidden_dim, dtype=dtype, rngs=rngs)
@@ -83,8 +82,8 @@ class ResidualNetwork(nnx.Module):
         that several chunks give, their mean.
         """
         x = resample(sensor, self.config.temporal_length, "linear")
-        for convolve, norm in zip(self.convolutions, self.norms, strict=True):
-            x = jax.nn.gelu(norm(convolve(x)))
+        for convolve in self.convolutions:
+            x = jax.nn.gelu(convolve(x))
         # Not the mean over time: what the newest rows say is another thing than what the oldest say.
         parts = [x.reshape(len(x), -1), action, self._embed(chunk_age)]
         correction = self.project(jax.nn.gelu(self.hidden(jnp.concatenate(parts, axis=1))))
