@@ -65,6 +65,7 @@ def main(arguments: Arguments) -> None:
     )
     from vla_jax.storage import config_json
     from vla_jax.storage.locks import locked
+    from vla_jax.storage.replacing import remove_leftovers
     from vla_jax.training.residual import errors_by_chunk_age, policy_training, train_residual
 
     config = ResidualTrainConfig(**given(arguments.settings, SETTINGS))
@@ -76,6 +77,7 @@ def main(arguments: Arguments) -> None:
     loaded, console = policy.loaded, make_console()
     run = residual_folder(loaded.path).parent
     with locked(run, busy=f"another process is training into {run}; wait until it has ended"):
+        remove_leftovers(run)
         policy_config = policy_training(policy)
         train, held_out = (
             _pairs(policy, dataset, features, policy_config, split, config, network.chunk_age_max)

@@ -126,6 +126,7 @@ BAD_CALLS = (
     (SETTINGS + "--fsdp 3", r"--fsdp 3 does not divide"),
     (SETTINGS + "--model-type diffusion --diffusion-timesteps 0", r"diffusion_timesteps is 0"),
     (RESIDUAL + "--steps 0", r"ResidualTrainConfig.steps is 0; it must be at least 1"),
+    (RESIDUAL + "--hidden-dim 1000000", r"hidden_dim is 1000000; it must be at most 4096"),
     (RESIDUAL + "--chunk-age-max 8", r"a chunk of 8 actions is at most 7 ticks old"),
     (EVALUATE + "--batch-size 0", r"--batch-size must be at least 1, not 0"),
     (EVALUATE + "--seed -1", r"--seed must be from 0"),

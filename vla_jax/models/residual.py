@@ -37,7 +37,7 @@ class ResidualConfig:
     """Of a sensor row."""
     temporal_length: Annotated[int, Range(low=1, high=100_000)]
     """Sensor rows that the convolutions see; windows of another length are resampled to it."""
-    hidden_dim: Count = 64
+    hidden_dim: Annotated[int, Range(low=1, high=4096)] = 64
     """Channels of the convolutions; the layer after them is twice as wide."""
 
     def __post_init__(self) -> None:

@@ -1,5 +1,6 @@
 """Trains a fast residual (`vla_jax.models.residual`) beside a policy that stays as it is."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from flax import nnx
 from vla_jax.contracts.observation import Observation
 from vla_jax.dataset.batches import SampleOrder
 from vla_jax.dataset.packed_dataset import PackedDataset
+from vla_jax.errors import UserError
 from vla_jax.models.residual import ResidualConfig, ResidualNetwork
 from vla_jax.policy.checkpoints import read_training
 from vla_jax.policy.insertion_policy import InsertionPolicy
@@ -67,6 +69,9 @@ def train_residual(
 
     policy_config: of the policy's training, whose noise on sensor windows and weights of samples hold. normaliser: the
     policy's. say: is told of the loss, ten times.
+
+    Raises:
+        UserError: the loss stopped being finite.
     """
     optimizer = optax.chain(
         optax.clip_by_global_norm(1.0),
@@ -96,7 +101,7 @@ def train_residual(
     root_key = jax.random.fold_in(jax.random.key(config.seed), _NOISE)
     fold_in = jax.jit(jax.random.fold_in)
     order = SampleOrder(np.arange(len(pairs)), config.seed, _weights(dataset, pairs))
-    compiled, losses = None, []
+    compiled, losses, every = None, [], max(config.steps // 10, 1)
     with progress_bar(total=config.steps, desc="train", unit="update") as bar:
         for step in range(config.steps):
             rows = order.at(np.arange(step * config.batch_size, (step + 1) * config.batch_size))
@@ -107,8 +112,13 @@ def train_residual(
             leaves, loss = compiled(*inputs)
             losses.append(loss)
             bar.update()
-            if (step + 1) % max(config.steps // 10, 1) == 0:
-                say(f"update {step + 1}: loss {float(jnp.stack(losses).mean()):.5f}")
+            if (step + 1) % every == 0 or step + 1 == config.steps:
+                mean = float(jnp.stack(losses).mean())
+                if not math.isfinite(mean):
+                    raise UserError(
+                        f"the loss stopped being finite before update {step + 1}; give a lower --lr"
+                    )
+                say(f"update {step + 1}: loss {mean:.5f}")
                 losses.clear()
     params, _ = jax.tree.unflatten(tree, leaves)
     return nnx.merge(structure, params)

@@ -1,8 +1,9 @@
 """Configuration of a residual's training. The docstrings under the fields are what `train_residual --help` says."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
-from vla_jax.contracts.checks import Count, NotNegative, Positive, Seed, Whole, check
+from vla_jax.contracts.checks import Count, NotNegative, Positive, Range, Seed, Whole, check
 
 
 @dataclass(frozen=True)
@@ -12,7 +13,7 @@ class ResidualTrainConfig:
 
     steps: Count = 1000
     """Optimizer updates."""
-    batch_size: Count = 64
+    batch_size: Annotated[int, Range(low=1, high=16_384)] = 64
     """Pairs of a sensor window and a chunk's action per update, and samples per call of the policy."""
     lr: Positive = 1e-3
     """Learning rate at the beginning; it falls to zero, by a cosine."""
@@ -22,7 +23,7 @@ class ResidualTrainConfig:
     """Seeds initial weights, order of the pairs, noise, and the noise of a policy that draws some."""
     chunk_age_max: Whole | None = None
     """Ticks since a chunk was predicted up to which the residual learns to correct it; up to the horizon by default."""
-    hidden_dim: Count = 64
+    hidden_dim: Annotated[int, Range(low=1, high=4096)] = 64
     """Width of the network."""
 
     def __post_init__(self) -> None:

@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 
 from tests.vla_jax.evaluation.workspace import make_workspace, policy_config
+from vla_jax.errors import UserError
 from vla_jax.models.residual import ResidualConfig
 from vla_jax.policy.residual import Residual
 from vla_jax.preprocessing.normaliser import Normaliser
@@ -156,6 +157,11 @@ def test_samples_count_by_confidence_and_are_drawn_by_weight(counts):
     spoilt = train(world, pairs=replace(pairs, target=wrong))
     errors = errors_by_chunk_age(Residual(spoilt, NORMALISER), world, pairs, batch_size=256)
     assert errors[3].corrected < 0.3 * errors[3].policy
+
+
+def test_a_loss_that_is_not_finite_ends_it():
+    with pytest.raises(UserError, match=r"stopped being finite before update .*; give a lower --lr"):
+        train(World(), replace(CONFIG, lr=1e25, steps=6))
 
 
 def test_the_update_is_compiled_once_and_its_state_donated(monkeypatch):
