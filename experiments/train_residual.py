@@ -74,6 +74,8 @@ def main(arguments: Arguments) -> None:
     network = _network(config, policy)
     features = open_matching_features(policy, dataset, arguments.cache)
     check_compatible(policy, dataset, features)
+    if not dataset.has_sensor(features.sample_ticks("train")).any():
+        raise UserError(f"{dataset.path}: no training sample has a sensor: there is nothing to correct by")
     loaded, console = policy.loaded, make_console()
     run = residual_folder(loaded.path).parent
     with locked(run, busy=f"another process is training into {run}; wait until it has ended"):
@@ -83,10 +85,6 @@ def main(arguments: Arguments) -> None:
             _pairs(policy, dataset, features, policy_config, split, config, network.chunk_age_max)
             for split in ("train", "val")
         )
-        if not len(train):
-            raise UserError(
-                f"{dataset.path}: no training sample has a sensor: there is nothing to correct by"
-            )
         console.print(f"{len(train)} pairs of a sensor window and a chunk's action, {len(held_out)} held out")
         trained = train_residual(
             config, network, policy_config, loaded.normaliser, dataset, train, say=console.print

@@ -136,7 +136,7 @@ def correction_of(
 
 def residual_folder(checkpoint: Path) -> Path:
     """Returns where the residual of a checkpoint lies: in its run."""
-    return checkpoint.parent.parent / RESIDUAL
+    return checkpoint.absolute().parent.parent / RESIDUAL
 
 
 def save_residual(checkpoint: Path, network: ResidualNetwork, metadata: ResidualMetadata) -> Path:

@@ -129,7 +129,8 @@ def errors_by_chunk_age(
 ) -> tuple[ErrorByChunkAge, ...]:
     """Returns the errors of pairs with and without the residual, for each age; () where there are no pairs."""
     corrected = np.empty_like(pairs.action)
-    for rows in _whole_batches(len(pairs), batch_size):
+    batches = list(_whole_batches(len(pairs), batch_size))
+    for rows in progress_bar(batches, desc="judge", unit="batch"):
         ages, windows = pairs.chunk_age[rows].astype(np.float64), dataset.sensor_windows(pairs.tick[rows])
         corrected[rows] = residual.correct(pairs.action[rows], ages, windows, np.ones(len(rows), bool))
     found = []
