@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from vla_jax.policy.insertion_policy import InsertionPolicy
     from vla_jax.policy.residual import ErrorByChunkAge
     from vla_jax.training.config import TrainConfig
-    from vla_jax.training.residual_pairs import ResidualPairs
+    from vla_jax.training.residual_samples import ResidualSamples
 
 DESCRIPTION = """Trains a small network that corrects the action that a chunk has for a tick by the tick's own sensor
 window, however old the chunk is. The policy stays as it is: its chunks are predicted once.
@@ -58,7 +58,6 @@ def main(arguments: Arguments) -> None:
     from vla_jax.policy.insertion_policy import InsertionPolicy
     from vla_jax.policy.residual import (
         CheckpointIdentity,
-        Residual,
         ResidualMetadata,
         residual_folder,
         save_residual,
@@ -82,15 +81,15 @@ def main(arguments: Arguments) -> None:
         remove_leftovers(run)
         policy_config = policy_training(policy)
         train, held_out = (
-            _pairs(policy, dataset, features, policy_config, split, config, network.chunk_age_max)
+            _samples(policy, dataset, features, policy_config, split, config, network.chunk_age_max)
             for split in ("train", "val")
         )
-        console.print(f"{len(train)} pairs of a sensor window and a chunk's action, {len(held_out)} held out")
+        console.print(f"{len(train)} ticks with a sensor, {len(held_out)} held out")
         trained = train_residual(
             config, network, policy_config, loaded.normaliser, dataset, train, say=console.print
         )
         errors = errors_by_chunk_age(
-            Residual(trained, loaded.normaliser), dataset, held_out, batch_size=config.batch_size
+            trained, loaded.normaliser, dataset, held_out, batch_size=config.batch_size
         )
         place = save_residual(
             loaded.path,
@@ -140,7 +139,7 @@ def _network(config: ResidualTrainConfig, policy: "InsertionPolicy") -> "Residua
     )
 
 
-def _pairs(
+def _samples(
     policy: "InsertionPolicy",
     dataset: "PackedDataset",
     features: "FeatureTable",
@@ -148,18 +147,18 @@ def _pairs(
     split: "Split",
     config: ResidualTrainConfig,
     chunk_age_max: int,
-) -> "ResidualPairs":
-    """Predicts the chunks of a split, on features as old as in the policy's training, and pairs them."""
+) -> "ResidualSamples":
+    """Predicts the chunks of a split, on features as old as in its training, and puts them beside the ticks."""
     import numpy as np
 
     from vla_jax.dataset.feature_ages import AgedFeatures
     from vla_jax.evaluation.prediction import predict_ticks
-    from vla_jax.training.residual_pairs import make_pairs
+    from vla_jax.training.residual_samples import make_samples
 
     ticks = features.sample_ticks(split)
     if not len(ticks):
         shape = (0, policy.data.actions.horizon, policy.data.actions.size)
-        return make_pairs(dataset, ticks, np.zeros(shape, np.float32), chunk_age_max)
+        return make_samples(dataset, ticks, np.zeros(shape, np.float32), chunk_age_max)
     aged = AgedFeatures.of(dataset, features, policy_config.feature_age, policy_config.seed)
     found = predict_ticks(
         policy,
@@ -171,7 +170,7 @@ def _pairs(
         aged=aged,
         what=split,
     )
-    return make_pairs(dataset, found.tick, found.predicted, chunk_age_max)
+    return make_samples(dataset, found.tick, found.predicted, chunk_age_max)
 
 
 COMMAND = cli.Command("train_residual", Arguments, DESCRIPTION, main)

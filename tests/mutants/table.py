@@ -301,16 +301,16 @@ TRAINING = [
 
 NETWORKS = [
     *_of(
-        "vla_jax/training/residual_pairs.py",
+        "vla_jax/training/residual_samples.py",
         (
             "the first action of every chunk",
-            "chunks[place[begun[there]], age]",
-            "chunks[place[begun[there]], 0]",
+            "chunks[place[begun], ages]",
+            "chunks[place[begun], 0 * ages]",
             f"{RESIDUAL_TRAINING}::test_a_chunk_of_so_many_ticks_ago_gives_its_action_of_that_number",
         ),
         (
             "chunks of other episodes",
-            "& (episode[begun] == episode[ticks])",
+            " & (episode[begun] == episode[ticks][:, None])",
             "",
             f"{RESIDUAL_TRAINING}::test_a_chunk_of_so_many_ticks_ago_gives_its_action_of_that_number",
         ),

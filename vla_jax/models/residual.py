@@ -81,13 +81,23 @@ class ResidualNetwork(nnx.Module):
         sensor: normalised windows, the newest row last. chunk_age: ticks since the chunk was predicted; of an action
         that several chunks give, their mean.
         """
+        correction = self.decode(self.encode(sensor), action, chunk_age)
+        return jnp.where(has_sensor[:, None], correction, 0.0)
+
+    def encode(self, sensor: Float[Array, "b t c"]) -> Float[Array, "b e"]:
+        """What the windows say."""
         x = resample(sensor, self.config.temporal_length, "linear")
         for convolve in self.convolutions:
             x = jax.nn.gelu(convolve(x))
         # Not the mean over time: what the newest rows say is another thing than what the oldest say.
-        parts = [x.reshape(len(x), -1), action, self._embed(chunk_age)]
-        correction = self.project(jax.nn.gelu(self.hidden(jnp.concatenate(parts, axis=1))))
-        return jnp.where(has_sensor[:, None], correction, 0.0)
+        return x.reshape(len(x), -1)
+
+    def decode(
+        self, encoded: Float[Array, "b e"], action: Float[Array, "b a"], chunk_age: Float[Array, " b"]
+    ) -> Float[Array, "b a"]:
+        """The correction of each row's action, by what its window says."""
+        parts = [encoded, action, self._embed(chunk_age)]
+        return self.project(jax.nn.gelu(self.hidden(jnp.concatenate(parts, axis=1))))
 
     def _embed(self, chunk_age: Float[Array, " b"]) -> Float[Array, "b d"]:
         """One of `chunk_age_max` + 1 numbers is 1; between two ages both have their share."""

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jaxtyping import Array, Float
 
 from vla_jax.contracts.observation import Observation
 from vla_jax.dataset.batches import SampleOrder
@@ -18,7 +19,7 @@ from vla_jax.errors import UserError
 from vla_jax.models.residual import ResidualConfig, ResidualNetwork
 from vla_jax.policy.checkpoints import read_training
 from vla_jax.policy.insertion_policy import InsertionPolicy
-from vla_jax.policy.residual import ErrorByChunkAge, Residual
+from vla_jax.policy.residual import ErrorByChunkAge
 from vla_jax.preprocessing.normaliser import Normaliser
 from vla_jax.progress import progress_bar
 from vla_jax.training.checkpoint import saved_config
@@ -26,25 +27,24 @@ from vla_jax.training.config import TrainConfig
 from vla_jax.training.losses import sample_weights
 from vla_jax.training.optimizer import decay_mask
 from vla_jax.training.residual_config import ResidualTrainConfig
-from vla_jax.training.residual_pairs import ResidualPairs
+from vla_jax.training.residual_samples import ResidualSamples
 from vla_jax.training.step import add_noise
 
 _NOISE = 1
 """Tells the noise's draws from those of the first weights."""
 
 
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class _Pairs:
-    """A batch of pairs, in recorded units; sensor windows in their storage type."""
+class _Batch:
+    """Some of the samples, in recorded units; sensor windows in their storage type."""
 
     sensor: Any
     action: Any
-    chunk_age: Any
+    is_there: Any
     target: Any
     confidence: Any
 
-
-jax.tree_util.register_dataclass(_Pairs)
 
 Leaves = list[jax.Array]
 
@@ -61,11 +61,11 @@ def train_residual(
     policy_config: TrainConfig,
     normaliser: Normaliser,
     dataset: PackedDataset,
-    pairs: ResidualPairs,
+    samples: ResidualSamples,
     *,
     say: Callable[[str], None] = lambda line: None,
 ) -> ResidualNetwork:
-    """Trains on pairs of the training episodes, in an order of the seed alone; equal arguments give equal weights.
+    """Trains on samples of the training episodes, in an order of the seed alone; equal arguments give equal weights.
 
     policy_config: of the policy's training, whose noise on sensor windows and weights of samples hold. normaliser: the
     policy's. say: is told of the loss, ten times.
@@ -87,7 +87,7 @@ def train_residual(
     normalises = policy_config.policy.head.normalises_weights
 
     def update(
-        leaves: Leaves, normaliser: Normaliser, batch: _Pairs, key: jax.Array
+        leaves: Leaves, normaliser: Normaliser, batch: _Batch, key: jax.Array
     ) -> tuple[Leaves, jax.Array]:
         params, optimizer_state = jax.tree.unflatten(tree, leaves)
         loss, gradient = jax.value_and_grad(
@@ -100,12 +100,12 @@ def train_residual(
 
     root_key = jax.random.fold_in(jax.random.key(config.seed), _NOISE)
     fold_in = jax.jit(jax.random.fold_in)
-    order = SampleOrder(np.arange(len(pairs)), config.seed, _weights(dataset, pairs))
+    order = SampleOrder(np.arange(len(samples)), config.seed, _weights(dataset, samples))
     compiled, losses, every = None, [], max(config.steps // 10, 1)
     with progress_bar(total=config.steps, desc="train", unit="update") as bar:
         for step in range(config.steps):
             rows = order.at(np.arange(step * config.batch_size, (step + 1) * config.batch_size))
-            inputs = (leaves, normaliser, _batch(dataset, pairs, rows), fold_in(root_key, np.uint32(step)))
+            inputs = (leaves, normaliser, _batch(dataset, samples, rows), fold_in(root_key, np.uint32(step)))
             if compiled is None:
                 # Ahead of time: nothing can be compiled again.
                 compiled = jax.jit(update, donate_argnums=0).lower(*inputs).compile()
@@ -125,22 +125,35 @@ def train_residual(
 
 
 def errors_by_chunk_age(
-    residual: Residual, dataset: PackedDataset, pairs: ResidualPairs, *, batch_size: int
+    network: ResidualNetwork,
+    normaliser: Normaliser,
+    dataset: PackedDataset,
+    samples: ResidualSamples,
+    *,
+    batch_size: int,
 ) -> tuple[ErrorByChunkAge, ...]:
-    """Returns the errors of pairs with and without the residual, for each age; () where there are no pairs."""
-    corrected = np.empty_like(pairs.action)
-    batches = list(_whole_batches(len(pairs), batch_size))
+    """Returns the errors of samples with and without the residual, for each age; () where there are no samples."""
+    structure, params = nnx.split(network)
+
+    def correct(params: Any, normaliser: Normaliser, sensor: jax.Array, action: jax.Array) -> jax.Array:
+        sensor, normalised = normaliser.normalise_sensor(sensor), normaliser.normalise_actions(action)
+        corrections = _corrections(nnx.merge(structure, params), sensor, normalised)
+        return action + corrections * normaliser.action_scale[None, None]
+
+    compiled, corrected = jax.jit(correct), np.empty_like(samples.action)
+    batches = list(_whole_batches(len(samples), batch_size))
     for rows in progress_bar(batches, desc="judge", unit="batch"):
-        ages, windows = pairs.chunk_age[rows].astype(np.float64), dataset.sensor_windows(pairs.tick[rows])
-        corrected[rows] = residual.correct(pairs.action[rows], ages, windows, np.ones(len(rows), bool))
+        windows = dataset.sensor_windows(samples.tick[rows])
+        corrected[rows] = compiled(params, normaliser, windows, samples.action[rows])
     found = []
-    for age in np.unique(pairs.chunk_age).tolist():
-        here = pairs.chunk_age == age
+    for age in range(samples.action.shape[1]):
+        there = samples.is_there[:, age]
         errors = (
-            float(np.square(actions[here] - pairs.target[here], dtype=np.float64).mean())
-            for actions in (pairs.action, corrected)
+            float(np.square(actions[there, age] - samples.target[there], dtype=np.float64).mean())
+            for actions in (samples.action, corrected)
         )
-        found.append(ErrorByChunkAge(age, int(here.sum()), *errors))
+        if there.any():
+            found.append(ErrorByChunkAge(age, int(there.sum()), *errors))
     return tuple(found)
 
 
@@ -148,37 +161,51 @@ def _loss(
     network: ResidualNetwork,
     config: TrainConfig,
     normaliser: Normaliser,
-    batch: _Pairs,
+    batch: _Batch,
     key: jax.Array,
     normalises: bool,
 ) -> jax.Array:
-    """The squared error of the corrected actions, normalised as the policy's, weighted by the samples' confidence."""
+    """The squared error of the corrected actions, normalised as the policy's: the mean over the chunks that there are,
+    weighted by the samples' confidence."""
     action, target = (
-        normaliser.normalise_actions(part[:, None])[:, 0] for part in (batch.action, batch.target)
+        normaliser.normalise_actions(batch.action),
+        normaliser.normalise_actions(batch.target[:, None]),
     )
     observation = Observation(None, None, normaliser.normalise_sensor(batch.sensor))
     sensor = jnp.asarray(add_noise(config, observation, key).sensor)
-    present = jnp.ones(len(action), bool)
-    corrected = action + network(sensor, present, action, batch.chunk_age)
+    error = jnp.mean(jnp.square(action + _corrections(network, sensor, action) - target), axis=2)
+    error = jnp.sum(error * batch.is_there, axis=1) / jnp.sum(batch.is_there, axis=1)
     weights = sample_weights(batch.confidence, None, sensor_loss_weight=1.0, normalise=normalises)
-    return jnp.mean(weights * jnp.mean(jnp.square(corrected - target), axis=1))
+    return jnp.mean(weights * error)
 
 
-def _batch(dataset: PackedDataset, pairs: ResidualPairs, rows: np.ndarray) -> _Pairs:
-    ticks = pairs.tick[rows]
-    return _Pairs(
+def _corrections(
+    network: ResidualNetwork, sensor: Float[Array, "b t c"], actions: Float[Array, "b d a"]
+) -> Float[Array, "b d a"]:
+    """The corrections of what the chunks of 0 to d − 1 ticks ago have; each window is encoded once for all of them."""
+    encoded, ages = network.encode(sensor), jnp.arange(actions.shape[1], dtype=jnp.float32)
+
+    def at_age(action: Float[Array, "b a"], age: Float[Array, ""]) -> Float[Array, "b a"]:
+        return network.decode(encoded, action, jnp.broadcast_to(age, len(action)))
+
+    return jax.vmap(at_age, in_axes=(1, 0), out_axes=1)(actions, ages)
+
+
+def _batch(dataset: PackedDataset, samples: ResidualSamples, rows: np.ndarray) -> _Batch:
+    ticks = samples.tick[rows]
+    return _Batch(
         dataset.sensor_windows(ticks),
-        pairs.action[rows],
-        pairs.chunk_age[rows].astype(np.float32),
-        pairs.target[rows],
+        samples.action[rows],
+        samples.is_there[rows],
+        samples.target[rows],
         dataset.confidence(ticks),
     )
 
 
-def _weights(dataset: PackedDataset, pairs: ResidualPairs) -> np.ndarray:
-    """Returns how often each pair is drawn, relative to the others: as its episode's samples are."""
+def _weights(dataset: PackedDataset, samples: ResidualSamples) -> np.ndarray:
+    """Returns how often each sample is drawn, relative to the others: as its episode's are for the policy."""
     weights = np.array([entry.weight for entry in dataset.episodes], np.float64)
-    return weights[dataset.ticks.episode[pairs.tick]]
+    return weights[dataset.ticks.episode[samples.tick]]
 
 
 def _whole_batches(count: int, size: int) -> Iterator[np.ndarray]:

@@ -14,13 +14,13 @@ class ResidualTrainConfig:
     steps: Count = 1000
     """Optimizer updates."""
     batch_size: Annotated[int, Range(low=1, high=16_384)] = 64
-    """Pairs of a sensor window and a chunk's action per update, and samples per call of the policy."""
+    """Sensor windows per update, each with what chunks of all ages have for its tick; samples per call of the policy."""
     lr: Positive = 1e-3
     """Learning rate at the beginning; it falls to zero, by a cosine."""
     weight_decay: NotNegative = 0.05
     """Of AdamW, for kernels."""
     seed: Seed = 0
-    """Seeds initial weights, order of the pairs, noise, and the noise of a policy that draws some."""
+    """Seeds initial weights, order of the samples, noise, and the noise of a policy that draws some."""
     chunk_age_max: Whole | None = None
     """Ticks since a chunk was predicted up to which the residual learns to correct it; up to the horizon by default."""
     hidden_dim: Annotated[int, Range(low=1, high=4096)] = 64

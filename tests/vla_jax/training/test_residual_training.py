@@ -12,13 +12,12 @@ from flax import nnx
 from tests.vla_jax.evaluation.workspace import make_workspace, policy_config
 from vla_jax.errors import UserError
 from vla_jax.models.residual import ResidualConfig
-from vla_jax.policy.residual import Residual
 from vla_jax.preprocessing.normaliser import Normaliser
 from vla_jax.storage.array_items import named_leaves
 from vla_jax.training.config import TrainConfig
 from vla_jax.training.residual import errors_by_chunk_age, train_residual
 from vla_jax.training.residual_config import ResidualTrainConfig
-from vla_jax.training.residual_pairs import ResidualPairs, make_pairs
+from vla_jax.training.residual_samples import ResidualSamples, make_samples
 
 HORIZON = 8
 
@@ -38,33 +37,33 @@ def chunks_of(ticks):
 def test_a_chunk_of_so_many_ticks_ago_gives_its_action_of_that_number(workspace):
     dataset = workspace.dataset
     ticks = workspace.features.sample_ticks("all")
-    pairs = make_pairs(dataset, ticks, chunks_of(ticks), 3)
-    np.testing.assert_array_equal(pairs.action[:, 0], pairs.tick - pairs.chunk_age)
-    np.testing.assert_array_equal(pairs.action[:, 1], pairs.chunk_age)
+    samples = make_samples(dataset, ticks, chunks_of(ticks), 3)
+    np.testing.assert_array_equal(samples.tick, ticks[dataset.has_sensor(ticks)])
+    for age in range(4):
+        there = samples.is_there[:, age]
+        tick, action = samples.tick[there], samples.action[there, age]
+        np.testing.assert_array_equal(action[:, 0], tick - age)
+        np.testing.assert_array_equal(action[:, 1], age)
+        episode = dataset.ticks.episode
+        np.testing.assert_array_equal(episode[tick - age], episode[tick])
     # What the policy learns as the first action of the tick's own chunk.
-    np.testing.assert_array_equal(pairs.target, dataset.actions(pairs.tick)[:, 0])
-    episode = dataset.ticks.episode
-    np.testing.assert_array_equal(episode[pairs.tick - pairs.chunk_age], episode[pairs.tick])
+    np.testing.assert_array_equal(samples.target, dataset.actions(samples.tick)[:, 0])
 
 
-def test_every_tick_with_a_sensor_is_paired_with_every_chunk_that_there_is(workspace):
+def test_every_tick_with_a_sensor_stands_beside_every_chunk_that_there_is(workspace):
     dataset = workspace.dataset
     # Without some of the samples, as where features are missing.
     ticks = np.delete(workspace.features.sample_ticks("all"), [5, 6, 30])
-    expected = {
-        (tick, age)
-        for tick in ticks.tolist()
-        for age in range(4)
-        if dataset.has_sensor(np.array([tick]))[0]
-        and tick - age in set(ticks.tolist())
-        and dataset.ticks.episode[tick - age] == dataset.ticks.episode[tick]
-    }
-    pairs = make_pairs(dataset, ticks, chunks_of(ticks), 3)
-    assert len(pairs) == len(expected)
-    assert set(zip(pairs.tick.tolist(), pairs.chunk_age.tolist(), strict=True)) == expected
+    samples = make_samples(dataset, ticks, chunks_of(ticks), 3)
     assert not dataset.has_sensor(ticks).all()
-    nothing = make_pairs(dataset, ticks[:0], chunks_of(ticks[:0]), 3)
-    assert (len(nothing), nothing.action.shape) == (0, (0, 7))
+    for tick, is_there in zip(samples.tick.tolist(), samples.is_there.tolist(), strict=True):
+        assert is_there == [
+            tick - age in set(ticks.tolist())
+            and dataset.ticks.episode[tick - age] == dataset.ticks.episode[tick]
+            for age in range(4)
+        ]
+    nothing = make_samples(dataset, ticks[:0], chunks_of(ticks[:0]), 3)
+    assert (len(nothing), nothing.action.shape) == (0, (0, 4, 7))
 
 
 # --- a world in which the sensor alone tells what is wrong with an action ---
@@ -105,13 +104,17 @@ class World:
     def confidence(self, ticks):
         return np.array(self.confidences, np.float32)[self.ticks.episode[ticks]]
 
-    def pairs(self):
+    def samples(self):
         rng = np.random.default_rng(1)
-        tick = np.tile(np.arange(self.size), 4)
-        age = np.repeat(np.arange(4), self.size)
-        action = np.stack([0.5 + 0.1 * rng.normal(size=len(tick)), np.zeros(len(tick))], axis=1)
-        target = action + np.stack([0.05 * age * self.forces[tick], np.zeros(len(tick))], axis=1)
-        return ResidualPairs(tick, age, action.astype(np.float32), target.astype(np.float32))
+        is_there = np.ones((self.size, 4), bool)
+        is_there[: self.size // 4, 3] = False
+        action = np.zeros((self.size, 4, 2), np.float32)
+        action[..., 0] = 0.5 + 0.1 * rng.normal(size=self.size)[:, None]
+        # Older chunks are off by more, in the other direction than the force.
+        action[..., 0] -= 0.05 * np.arange(4) * self.forces[:, None]
+        target = np.stack([action[:, 0, 0], np.zeros(self.size)], axis=1)
+        action[~is_there] = 100.0
+        return ResidualSamples(np.arange(self.size), action, is_there, target.astype(np.float32))
 
 
 def policy_training(**changes):
@@ -119,19 +122,20 @@ def policy_training(**changes):
     return SimpleNamespace(policy=policy, sensor_noise=0.0, feature_noise=0.0, **changes)
 
 
-def train(world, config=CONFIG, pairs=None, **options):
-    pairs = world.pairs() if pairs is None else pairs
-    return train_residual(config, NETWORK, policy_training(), NORMALISER, world, pairs, **options)
+def train(world, config=CONFIG, samples=None, **options):
+    samples = world.samples() if samples is None else samples
+    return train_residual(config, NETWORK, policy_training(), NORMALISER, world, samples, **options)
 
 
 def test_what_the_sensor_alone_tells_is_learnt_for_every_age():
     world, said = World(), []
     network = train(world, say=said.append)
-    errors = errors_by_chunk_age(Residual(network, NORMALISER), world, world.pairs(), batch_size=100)
-    assert [(error.chunk_age, error.samples) for error in errors] == [(age, 256) for age in range(4)]
+    errors = errors_by_chunk_age(network, NORMALISER, world, world.samples(), batch_size=100)
+    assert [(error.chunk_age, error.samples) for error in errors] == [(0, 256), (1, 256), (2, 256), (3, 192)]
     for error in errors:
-        expected = 0.5 * np.mean(np.square(0.05 * error.chunk_age * world.forces))
-        assert error.policy == pytest.approx(expected, rel=1e-4)
+        forces = world.forces[-error.samples :]
+        expected = 0.5 * np.mean(np.square(0.05 * error.chunk_age * forces))
+        assert error.policy == pytest.approx(expected, rel=1e-4, abs=1e-12)
     assert errors[3].corrected < 0.1 * errors[3].policy
     assert errors[2].corrected < 0.2 * errors[2].policy
     assert errors[0].corrected < 0.02 * errors[3].policy
@@ -152,10 +156,10 @@ def test_equal_seeds_give_equal_residuals_and_others_do_not():
 @pytest.mark.parametrize("counts", [{"confidences": (1.0, 0.0)}, {"weights": (1.0, 1e-6)}], ids=str)
 def test_samples_count_by_confidence_and_are_drawn_by_weight(counts):
     world = World(**counts)
-    pairs = world.pairs()
-    wrong = np.where(world.ticks.episode[pairs.tick][:, None] == 1, 100.0, pairs.target).astype(np.float32)
-    spoilt = train(world, pairs=replace(pairs, target=wrong))
-    errors = errors_by_chunk_age(Residual(spoilt, NORMALISER), world, pairs, batch_size=256)
+    samples = world.samples()
+    wrong = np.where(world.ticks.episode[:, None] == 1, 100.0, samples.target).astype(np.float32)
+    spoilt = train(world, samples=replace(samples, target=wrong))
+    errors = errors_by_chunk_age(spoilt, NORMALISER, world, samples, batch_size=256)
     assert errors[3].corrected < 0.3 * errors[3].policy
 
 
@@ -181,11 +185,11 @@ def test_a_policy_s_own_training_says_how_noisy_windows_are(workspace):
     config = TrainConfig(policy=policy_config(workspace), sensor_noise=50.0)
     world = World()
     clean, noisy = (
-        train_residual(CONFIG, NETWORK, training, NORMALISER, world, world.pairs())
+        train_residual(CONFIG, NETWORK, training, NORMALISER, world, world.samples())
         for training in (policy_training(), config)
     )
     clean_error, noisy_error = (
-        errors_by_chunk_age(Residual(network, NORMALISER), world, world.pairs(), batch_size=256)[3].corrected
+        errors_by_chunk_age(network, NORMALISER, world, world.samples(), batch_size=256)[3].corrected
         for network in (clean, noisy)
     )
     assert noisy_error > 2 * clean_error
