@@ -14,7 +14,7 @@ class ResidualTrainConfig:
     steps: Count = 1000
     """Optimizer updates."""
     batch_size: Annotated[int, Range(low=1, high=16_384)] = 64
-    """Sensor windows per update, each with what chunks of all ages have for its tick; samples per call of the policy."""
+    """Sensor windows per update, each with what chunks of all ages have for its tick; samples a call of the policy."""
     lr: Positive = 1e-3
     """Learning rate at the beginning; it falls to zero, by a cosine."""
     weight_decay: NotNegative = 0.05
