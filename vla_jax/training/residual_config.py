@@ -11,7 +11,7 @@ class ResidualTrainConfig:
     """How a residual is trained. What the policy's own training decides is taken from there: how old the features are
     that chunks are predicted on, the noise on sensor windows, the weights of samples."""
 
-    steps: Count = 1000
+    steps: Count = 2000
     """Optimizer updates."""
     batch_size: Annotated[int, Range(low=1, high=16_384)] = 64
     """Sensor windows per update, each with what chunks of all ages have for its tick; samples a call of the policy."""
