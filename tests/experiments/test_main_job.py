@@ -120,6 +120,7 @@ def test_killed_and_resumed_training_ends_with_the_same_bits(workspace, tmp_path
     assert logged_losses(disturbed) == logged_losses(undisturbed)
 
 
+@pytest.mark.slow
 def test_users_mistakes_each_get_one_line_and_status_2(workspace, tmp_path):
     data, cache, run = workspace / "data", workspace / "cache", tmp_path / "run"
     train(workspace, run)
