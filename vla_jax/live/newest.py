@@ -66,5 +66,5 @@ class NewestOfAll:
         self.episodes_ended += 1
 
     def _was_brought_elsewhere(self, state: State, last: State) -> bool:
-        moved = (state.pose - last.pose)[self._positions]
-        return state.received - last.received > MIN_GAP_SECONDS and np.linalg.norm(moved) > ELSEWHERE_MM
+        moved_mm = float(np.linalg.norm((state.pose - last.pose)[self._positions]))
+        return state.received - last.received > MIN_GAP_SECONDS and moved_mm > ELSEWHERE_MM

@@ -275,10 +275,12 @@ def test_an_episode_ends_and_the_next_state_begins_another(world):
 
 
 def test_an_end_that_is_not_heard_is_seen_by_where_the_arm_is_next(world):
+    elsewhere = POSE + np.array([0, 0, 12.0, 0, 0, 0])
+
     def changes(seconds):
         if 0.2 < seconds < 0.9:
             return {"no_state": True}
-        return {"pose": POSE + [0, 0, 12.0, 0, 0, 0]} if seconds >= 0.9 else {}
+        return {"pose": elsewhere} if seconds >= 0.9 else {}
 
     ending = world.run(LoopSettings(episodes=2, seconds=6.0), changes=changes)
     assert ending.why == "done"
