@@ -14,7 +14,7 @@ import pytest
 from flax import nnx
 
 from tests.vla_jax.training import synthetic
-from vla_jax.policy.network import PolicyNetwork
+from vla_jax.policy.network import PolicyNetwork, abstract_network
 from vla_jax.preprocessing.preprocessor import Preprocessor
 from vla_jax.storage.array_items import leaf_name
 from vla_jax.training.state import initialise_state
@@ -39,7 +39,8 @@ class Trainer(synthetic.Trainer):
 
 @functools.cache
 def first_network(policy):
-    return PolicyNetwork(policy, rngs=nnx.Rngs(0))
+    made = jax.jit(lambda: nnx.split(PolicyNetwork(policy, rngs=nnx.Rngs(0)), nnx.Param, ...)[1:])()
+    return nnx.merge(nnx.graphdef(abstract_network(policy)), *made)
 
 
 CONFIDENCE = np.linspace(0.2, 1.6, ROWS).astype(np.float32)
