@@ -37,6 +37,17 @@ jax.config.update(
     "jax_numpy_rank_promotion", "raise"
 )  # No silent broadcasting between arrays of different rank.
 
+import hypothesis
+import jax
+import pytest
+
+# How long an example takes says something about the machine, and nothing about the code.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
+jax.config.update(
+    "jax_numpy_rank_promotion", "raise"
+)  # No silent broadcasting between arrays of different rank.
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """Forgets what was compiled once it is much: programs of code as it no longer is are never asked for again."""
