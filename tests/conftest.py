@@ -37,16 +37,8 @@ jax.config.update(
     "jax_numpy_rank_promotion", "raise"
 )  # No silent broadcasting between arrays of different rank.
 
-import hypothesis
-import jax
-import pytest
 
-# How long an example takes says something about the machine, and nothing about the code.
-hypothesis.settings.register_profile("untimed", deadline=None)
-hypothesis.settings.load_profile("untimed")
-jax.config.update(
-    "jax_numpy_rank_promotion", "raise"
-)  # No silent broadcasting between arrays of different rank.
+_LESS_FUSED = "--xla_cpu_use_fusion_emitters=false"
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -54,9 +46,6 @@ def pytest_configure(config: pytest.Config) -> None:
     is_controller = not hasattr(config, "workerinput")
     if is_controller and sum(path.stat().st_size for path in _COMPILED.glob("*")) > _MOST_COMPILED:
         shutil.rmtree(_COMPILED, ignore_errors=True)
-
-
-_LESS_FUSED = "--xla_cpu_use_fusion_emitters=false"
 
 
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
