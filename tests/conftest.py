@@ -9,9 +9,7 @@ from pathlib import Path
 
 # The tests' networks are tiny and compiled often, in this process and in the commands it starts: compile each once,
 # keep it for the next session, and do without the optimisations that only long runs pay back.
-_COMPILED = Path(__file__).parent.parent / ".jax_cache"
-_MOST_COMPILED = 2 * 2**30
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_COMPILED))
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".jax_cache"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 # The last flags halve the time again, where they were tried: XLA ends a process that is given one it does not know.
@@ -37,7 +35,8 @@ jax.config.update(
     "jax_numpy_rank_promotion", "raise"
 )  # No silent broadcasting between arrays of different rank.
 
-
+_COMPILED = Path(__file__).parent.parent / ".jax_cache"
+_MOST_COMPILED = 2 * 2**30
 _LESS_FUSED = "--xla_cpu_use_fusion_emitters=false"
 
 
