@@ -16,6 +16,9 @@ ELSEWHERE_MM = 5.0
 """An arm that is not heard for `MIN_GAP_SECONDS` goes no further: it stands still once its commands have expired. Where
 it is found beyond, somebody has moved it: another episode begins, and the end of the one before was lost."""
 
+_END_LATE_S = 1.0
+"""How late such an end's message may still come; no episode is as short."""
+
 
 class NewestOfAll:
     """A `StreamSink` that keeps the newest of each stream.
@@ -41,11 +44,13 @@ class NewestOfAll:
         self._positions = [axis for axis, name in enumerate(link.state) if name not in link.angles]
         self.episodes_ended = 0
         self.episode_ended_at = -np.inf
+        self._ended_unheard_at = -np.inf
 
     def state(self, state: State) -> None:
         """Takes the arm's state."""
         if self.last_state is not None and self._was_brought_elsewhere(state, self.last_state):
             self.episode_end(self.last_state.received)
+            self._ended_unheard_at = state.received
         times = np.array([state.time])
         self.states.add(times, state.pose[None], state.received, state.offset, state.epoch)
         self.last_state = state
@@ -61,7 +66,9 @@ class NewestOfAll:
             self.rows.add(batch.times, batch.rows, batch.received, batch.offset, batch.epoch)
 
     def episode_end(self, received: float) -> None:
-        """Notes that the episode has ended."""
+        """Notes that the episode has ended, unless that is known and only its message was late."""
+        if received < self._ended_unheard_at + _END_LATE_S:
+            return
         self.episode_ended_at = received
         self.episodes_ended += 1
 

@@ -54,3 +54,11 @@ def test_an_arm_that_was_brought_elsewhere_unheard_has_ended_its_episode(newest,
     if ended:
         assert newest.episode_ended_at == state(9).received
         assert newest.last_state.received > newest.episode_ended_at
+
+
+def test_an_end_whose_message_comes_after_the_next_state_is_one_end(newest):
+    newest.state(moved(209, np.array([0, 0, 12.0, 0, 0, 0])))
+    newest.episode_end(state(210).received)
+    assert newest.episodes_ended == 1
+    newest.episode_end(state(1000).received)
+    assert newest.episodes_ended == 2
