@@ -1,14 +1,15 @@
 """Settings of every test."""
 
 import os
+import shutil
 import subprocess
 import sys
-import tempfile
 from importlib.metadata import version
+from pathlib import Path
 
-# The tests' networks are tiny and compiled often, in this process and in the commands it starts: compile each once
-# a session, and without the optimisations that only long runs pay back.
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="vla-jax-tests-"))
+# The tests' networks are tiny and compiled often, in this process and in the commands it starts: compile each once,
+# keep it for the next session, and do without the optimisations that only long runs pay back.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".jax_cache"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 # The last flags halve the time again, where they were tried: XLA ends a process that is given one it does not know.
@@ -34,7 +35,16 @@ jax.config.update(
     "jax_numpy_rank_promotion", "raise"
 )  # No silent broadcasting between arrays of different rank.
 
+_COMPILED = Path(__file__).parent.parent / ".jax_cache"
+_MOST_COMPILED = 2 * 2**30
 _LESS_FUSED = "--xla_cpu_use_fusion_emitters=false"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Forgets what was compiled once it is much: programs of code as it no longer is are never asked for again."""
+    is_controller = not hasattr(config, "workerinput")
+    if is_controller and sum(path.stat().st_size for path in _COMPILED.glob("*")) > _MOST_COMPILED:
+        shutil.rmtree(_COMPILED, ignore_errors=True)
 
 
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:

@@ -28,7 +28,7 @@ as late as they were.
 
 Writes OUT/lab, OUT/log, OUT/rollout and OUT/soak.json. See docs/robot.md."""
 
-ENDING_S = 120.0
+ENDING_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -186,12 +186,13 @@ def _process(words: Sequence[object], output: Path) -> Iterator[subprocess.Popen
 
 
 def _end_of(process: subprocess.Popen) -> int:
-    """Returns the exit status of a process that is about to end."""
-    try:
-        return process.wait(ENDING_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        return process.wait()
+    """Returns the exit status of a process that is about to end; one that does not is ended."""
+    for end in (process.terminate, process.kill):
+        try:
+            return process.wait(ENDING_S)
+        except subprocess.TimeoutExpired:
+            end()
+    return process.wait()
 
 
 def _last_line(output: Path) -> str:

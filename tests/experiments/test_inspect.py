@@ -109,6 +109,7 @@ def test_the_notebook_runs_on_the_phantom(tmp_path, monkeypatch):
         assert expected in tables
 
 
+@pytest.mark.slow
 def test_the_notebook_runs_on_a_given_data_set(data, tmp_path, monkeypatch):
     write_tokenizer(tmp_path)
     notebook = execute(tmp_path, monkeypatch, DATA=data, TOKENIZER=tmp_path)

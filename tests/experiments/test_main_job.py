@@ -8,6 +8,7 @@ import time
 import numpy as np
 import pytest
 
+from tests.calls import call_here
 from tests.checkpoints import checkpoint_arrays, logged_lines
 from tests.commands import error_line, run_command, start_command
 from vla_jax.policy.checkpoints import CHECKPOINTS, checkpoint_steps
@@ -60,33 +61,42 @@ LEARNING = (
 )
 
 
-@pytest.mark.parametrize(
-    ("model_type", "fusion", "options", "steps"),
-    [
-        ("regression", "concat", LEARNING, [120, 240]),
-        pytest.param("diffusion", "concat", (), [2, 4], marks=pytest.mark.slow),
-        pytest.param("regression", "none", (), [2, 4], marks=pytest.mark.slow),
-    ],
-)
-def test_a_policy_is_trained_and_judged(workspace, tmp_path, model_type, fusion, options, steps):
-    run, report = tmp_path / "run", tmp_path / "report"
-    train(workspace, run, "--model-type", model_type, "--fusion-strategy", fusion, *options)
-    assert checkpoint_steps(run) == steps
-    # What has learnt is judged on the episodes it saw: three are too few to ask it of others.
-    split = "train" if options else "val"
+@pytest.fixture(scope="module")
+def learnt(workspace):
+    """A policy that reads the arm's orientation, too, and has learnt a little."""
+    run = workspace / "runs" / "learnt"
+    train(workspace, run, "--state-enabled", *LEARNING)
+    return run
+
+
+def test_a_policy_is_trained_and_judged(workspace, learnt, tmp_path):
+    assert checkpoint_steps(learnt) == [120, 240]
+    # It is judged on the episodes it saw: three are too few to ask it of others.
+    metrics = judged(workspace, learnt, tmp_path / "report", "train")
+    # Enough updates to do better than the mean action.
+    assert metrics["factors"]["mean"]["motion_mse"] > 1.3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("model_type", "fusion"), [("diffusion", "concat"), ("regression", "none")])
+def test_other_policies_are_trained_and_judged(workspace, tmp_path, model_type, fusion):
+    train(workspace, tmp_path / "run", "--model-type", model_type, "--fusion-strategy", fusion)
+    assert checkpoint_steps(tmp_path / "run") == [2, 4]
+    judged(workspace, tmp_path / "run", tmp_path / "report", "val")
+
+
+def judged(workspace, run, report, split):
     arguments = (run, workspace / "data", "--cache", workspace / "cache", "--out", report, "--split", split)
     shown = run_command("evaluate", *arguments).stdout
     assert "report.html" in shown
     metrics = json.loads((report / "metrics.json").read_text())
     assert set(metrics["baselines"]) >= {"zero", "mean", "previous"}
     assert metrics["overall_mse"] > 0
-    if options:
-        # Enough updates to do better than the mean action.
-        assert metrics["factors"]["mean"]["motion_mse"] > 1.3
     assert "align" in metrics["segments"]
     html = (report / "report.html").read_text()
     assert "http-equiv" in html or "<html" in html
     assert 'src="http' not in html
+    return metrics
 
 
 def test_killed_and_resumed_training_ends_with_the_same_bits(workspace, tmp_path):
@@ -126,7 +136,9 @@ def test_users_mistakes_each_get_one_line_and_status_2(workspace, tmp_path):
     (tmp_path / "empty").mkdir()
 
     def refused(name, *arguments):
-        return error_line(run_command(name, *arguments, status=2))
+        done = call_here(name, *arguments)
+        assert done.returncode == 2
+        return error_line(done)
 
     out = ("--out", tmp_path / "out")
     assert "nowhere" in refused("train", tmp_path / "nowhere", "--cache", cache, *out)
@@ -156,15 +168,7 @@ def test_users_mistakes_each_get_one_line_and_status_2(workspace, tmp_path):
     (damaged / CHECKPOINTS / "4").rename(damaged / "4.damaged")
     run_command(*resume_damaged)
     assert checkpoint_steps(damaged) == [2, 4]
-    run_command("train", data, "--cache", cache, *out, "--fusion-strategy", "concatt", status=2)
-
-
-@pytest.fixture(scope="module")
-def untrained(workspace):
-    """A policy of four updates that reads the arm's orientation, too."""
-    run = workspace / "runs" / "untrained"
-    train(workspace, run, "--state-enabled")
-    return run
+    assert "concatt" in refused("train", data, "--cache", cache, *out, "--fusion-strategy", "concatt")
 
 
 def rollout_arguments(workspace, out, *runs, episodes=2):
@@ -172,15 +176,15 @@ def rollout_arguments(workspace, out, *runs, episodes=2):
     return ("rollout", *runs, *backbone, "--out", out, "--episodes", episodes, "--parallel", 2)
 
 
-def test_policies_are_judged_in_closed_loop_on_the_same_scenarios(workspace, untrained, tmp_path):
+def test_policies_are_judged_in_closed_loop_on_the_same_scenarios(workspace, learnt, tmp_path):
     again = tmp_path / "again"
-    shutil.copytree(untrained, again)
-    arguments = rollout_arguments(workspace, tmp_path / "report", untrained, again, episodes=1)
+    shutil.copytree(learnt, again)
+    arguments = rollout_arguments(workspace, tmp_path / "report", learnt, again, episodes=1)
     shown = run_command(*arguments, "--feature-latency", 0, "400ms").stdout
     assert "features 0.4 s late" in shown
     found = json.loads((tmp_path / "report" / "rollout.json").read_text())
     assert [(run["name"], run["feature_latency_s"]) for run in found["runs"]] == [
-        ("untrained", 0.0), ("untrained", 0.4), ("again", 0.0), ("again", 0.4)
+        ("learnt", 0.0), ("learnt", 0.4), ("again", 0.0), ("again", 0.4)
     ]  # fmt: skip
     for run in found["runs"]:
         assert run["episodes"] == 1
@@ -200,29 +204,28 @@ def test_policies_are_judged_in_closed_loop_on_the_same_scenarios(workspace, unt
     assert 'src="http' not in (tmp_path / "report" / "report.html").read_text()
 
 
-def test_equal_seeds_give_equal_roll_outs_and_what_was_done_can_be_learnt_from(
-    workspace, untrained, tmp_path
-):
+@pytest.mark.slow
+def test_equal_seeds_give_equal_roll_outs_and_what_was_done_can_be_learnt_from(workspace, learnt, tmp_path):
     contents = []
     for name, workers in (("a", 1), ("b", 2)):
         options = ("--workers", workers, "--record", tmp_path / f"recorded_{name}", "--seed", 7)
-        run_command(*rollout_arguments(workspace, tmp_path / name, untrained), *options)
+        run_command(*rollout_arguments(workspace, tmp_path / name, learnt), *options)
         with np.load(tmp_path / name / "rollouts.npz") as arrays:
             contents.append({key: arrays[key] for key in arrays.files})
     for key, value in contents[0].items():
         np.testing.assert_array_equal(value, contents[1][key], err_msg=key)
     shown = run_command("prepare", tmp_path / "recorded_a", "--out", tmp_path / "data").stdout
     assert "2 episodes" in shown
-    prompts = {path.parent.name for path in (tmp_path / "recorded_a").glob("*_point/untrained_*")}
+    prompts = {path.parent.name for path in (tmp_path / "recorded_a").glob("*_point/learnt_*")}
     assert prompts <= {"Red_point", "Green_point", "Blue_point", "Yellow_point"}
 
 
-def test_stopping_keeps_the_episodes_that_are_done(workspace, untrained, tmp_path):
+def test_stopping_keeps_the_episodes_that_are_done(workspace, learnt, tmp_path):
     recorded = tmp_path / "recorded"
-    arguments = rollout_arguments(workspace, tmp_path / "report", untrained, episodes=400)
+    arguments = rollout_arguments(workspace, tmp_path / "report", learnt, episodes=400)
     process = start_command(*arguments, "--record", recorded)
     deadline = time.monotonic() + 300
-    while len(list(recorded.glob("*/untrained_*"))) < 2 and time.monotonic() < deadline:
+    while len(list(recorded.glob("*/learnt_*"))) < 2 and time.monotonic() < deadline:
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=120)
@@ -245,10 +248,12 @@ def test_stopping_keeps_the_episodes_that_are_done(workspace, untrained, tmp_pat
     ],
 )
 def test_what_cannot_be_rolled_out_is_refused_before_anything_is_written(
-    workspace, untrained, tmp_path, options, message
+    workspace, learnt, tmp_path, options, message
 ):
-    arguments = rollout_arguments(workspace, tmp_path / "report", untrained)
-    assert message in error_line(run_command(*arguments, *options, status=2))
+    arguments = rollout_arguments(workspace, tmp_path / "report", learnt)
+    done = call_here(*arguments, *options)
+    assert done.returncode == 2
+    assert message in error_line(done)
     assert not (tmp_path / "report").exists()
 
 

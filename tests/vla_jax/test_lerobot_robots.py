@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pytest
 
 from tests.vla_jax.evaluation.workspace import PROVENANCE, export_features
 from tests.vla_jax.recordings.lerobot_sets import JOINTS, write_set
@@ -55,6 +56,7 @@ def test_fourteen_joints_and_two_cameras(tmp_path):
     assert (policy.data.actions.rate_hz, policy.data.views) == (20.0, ("top", "wrist"))
 
 
+@pytest.mark.slow
 def test_an_arm_with_a_sensor_and_units(tmp_path):
     rng, total = np.random.default_rng(0), 40
     numbers = {

@@ -33,7 +33,14 @@ def data(tmp_path_factory):
     unregister_reader("log")
 
 
-@pytest.mark.parametrize("head", ["regression", "diffusion", "flow"])
+@pytest.mark.parametrize(
+    "head",
+    [
+        pytest.param("regression", marks=pytest.mark.slow),
+        "diffusion",
+        pytest.param("flow", marks=pytest.mark.slow),
+    ],
+)
 def test_other_robots_data_go_all_the_way(data, head):
     root, dataset = data
     run = root / head

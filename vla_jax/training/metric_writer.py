@@ -79,8 +79,7 @@ def _event_writer(directory: Path, resume_step: int) -> "SummaryWriter":
     """
     hidden = "torch" not in sys.modules
     if hidden:
-        # With None there `import torch` raises ImportError.
-        sys.modules["torch"] = None  # pyrefly: ignore[unsupported-operation]
+        sys.modules["torch"] = None  # pyrefly: ignore[unsupported-operation]: importing it then raises ImportError
     try:
         from tensorboardX import SummaryWriter  # Imports a protobuf runtime: only when a run starts.
     finally:

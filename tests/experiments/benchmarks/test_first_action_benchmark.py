@@ -9,6 +9,7 @@ from experiments.benchmarks.first_action import Arguments
 from vla_jax.errors import UserError
 
 
+@pytest.mark.slow
 def test_checkpoint_and_bundle_act_in_processes_of_their_own(tmp_path, capsys):
     first_action.main(Arguments(size="small", heads=("regression",), rounds=1, out=tmp_path / "figures.json"))
     results = json.loads((tmp_path / "figures.json").read_text())["results"]

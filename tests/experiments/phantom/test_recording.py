@@ -108,7 +108,7 @@ def state_at_marker(simulator):
     """The state right above the marker."""
     state = simulator.state
     pose = np.array([*state.marker_xy_mm, state.surface_z_mm + 3.0, 0, 0, 0])
-    return type(state).of(simulator.scenario, pose, False)
+    return type(state).of(simulator.scenario, simulator.time_s, pose, False)
 
 
 def test_without_sensor_and_images_nothing_is_made_up(motions):

@@ -298,6 +298,22 @@ def test_an_episode_ends_and_the_next_state_begins_another(world):
     assert [event for event, _ in world.log.events].count("episode_end") == 1
 
 
+def test_an_end_that_is_not_heard_is_seen_by_where_the_arm_is_next(world):
+    elsewhere = POSE + np.array([0, 0, 12.0, 0, 0, 0])
+
+    def changes(seconds):
+        if 0.2 < seconds < 0.9:
+            return {"no_state": True}
+        return {"pose": elsewhere} if seconds >= 0.9 else {}
+
+    ending = world.run(LoopSettings(episodes=2, seconds=6.0), changes=changes)
+    assert ending.why == "done"
+    assert max(tick["episode"] for tick in world.log.ticks) == 2
+    assert [event for event, _ in world.log.events].count("episode_end") == 1
+    second = [tick for tick in world.log.ticks if tick["episode"] == 2]
+    assert any(tick["mode"] == "run" for tick in second)
+
+
 def test_who_asks_for_a_stop_gets_it_between_ticks(world):
     asked = []
 

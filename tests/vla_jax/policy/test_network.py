@@ -298,6 +298,7 @@ def test_every_configuration_can_be_built(head, fusion, recipe):
     assert (count > 5e7) == (recipe != "small")
 
 
+@pytest.mark.slow
 def test_predictions_and_gradients_do_not_depend_on_the_number_of_devices():
     script = """
         import os

@@ -101,8 +101,19 @@ def given(seed: int = 0) -> dict[str, np.ndarray]:
     }
 
 
-@pytest.mark.parametrize("model_type", ["regression", "diffusion"])
-@pytest.mark.parametrize("fusion", ["concat", "cross_attention", "gated", "none"])
+@pytest.mark.parametrize(
+    ("fusion", "model_type"),
+    [
+        ("concat", "regression"),
+        ("cross_attention", "diffusion"),
+        ("gated", "regression"),
+        ("none", "diffusion"),
+        pytest.param("concat", "diffusion", marks=pytest.mark.slow),
+        pytest.param("cross_attention", "regression", marks=pytest.mark.slow),
+        pytest.param("gated", "diffusion", marks=pytest.mark.slow),
+        pytest.param("none", "regression", marks=pytest.mark.slow),
+    ],
+)
 def test_import_equals_torch_and_export_loads_strictly(tmp_path, model_type, fusion):
     module = make_policy(model_type, fusion)
     save(module, tmp_path / "in.pt", "full")

@@ -58,7 +58,7 @@ class Trainer:
         self.mesh = make_mesh(devices, fsdp)
         self.optimizer = make_optimizer(config.optimizer, config.steps)
         abstract = abstract_state(config, self.optimizer, self.mesh)
-        self.state = initialise_state(config, self.optimizer, abstract)
+        self.state = self.begin(abstract)
         self.structure = network_structure(config)
         everywhere = replicated(self.mesh)
         self.normaliser = jax.device_put(identity_normaliser(), everywhere)
@@ -69,6 +69,9 @@ class Trainer:
             donate_argnums=1,
             out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, abstract), everywhere),
         )
+
+    def begin(self, abstract):
+        return initialise_state(self.config, self.optimizer, abstract)
 
     def step(self, numpy_batch):
         self.state, metrics = self.update(

@@ -22,13 +22,12 @@ def config(recipe, head="diffusion", fusion="concat", **options):
     return make_config(recipe, FEATURES, DATA, head=head, fusion=fusion, **options)
 
 
-@pytest.mark.parametrize("recipe", get_args(RecipeName))
 @pytest.mark.parametrize(
-    ("head", "fusion"),
+    ("recipe", "head", "fusion"),
     [
-        *itertools.product(["regression", "diffusion"], get_args(FusionStrategy)),
-        ("flow", "concat"),
-        ("minimal_iterative", "concat"),
+        *itertools.product(get_args(RecipeName), ["regression", "diffusion"], ["concat"]),
+        *itertools.product(["small"], ["regression", "diffusion"], get_args(FusionStrategy)[1:]),
+        *itertools.product(["frozen"], ["flow", "minimal_iterative"], ["concat"]),
     ],
 )
 def test_every_recipe_can_be_built(recipe, head, fusion):

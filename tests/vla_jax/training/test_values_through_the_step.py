@@ -11,21 +11,36 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from tests.vla_jax.training import synthetic
+from vla_jax.policy.network import PolicyNetwork, abstract_network
 from vla_jax.preprocessing.preprocessor import Preprocessor
 from vla_jax.storage.array_items import leaf_name
+from vla_jax.training.state import initialise_state
 from vla_jax.training.step import train_step, validation_step
 
 ROWS = 8
 
 
 class Trainer(synthetic.Trainer):
-    """Runs the update operation by operation: what is computed once with few parameters is not worth compiling."""
+    """Runs the update operation by operation: what is computed once with few parameters is not worth compiling.
+
+    Networks of one configuration begin with the same parameters.
+    """
 
     def __init__(self, config):
         super().__init__(config)
         self.update = functools.partial(train_step, config, self.structure, self.optimizer)
+
+    def begin(self, abstract):
+        return initialise_state(self.config, self.optimizer, abstract, first_network(self.config.policy))
+
+
+@functools.cache
+def first_network(policy):
+    made = jax.jit(lambda: nnx.split(PolicyNetwork(policy, rngs=nnx.Rngs(0)), nnx.Param, ...)[1:])()
+    return nnx.merge(nnx.graphdef(abstract_network(policy)), *made)
 
 
 CONFIDENCE = np.linspace(0.2, 1.6, ROWS).astype(np.float32)

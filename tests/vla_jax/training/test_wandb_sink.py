@@ -39,6 +39,7 @@ def write(run, first, **environment):
     )
 
 
+@pytest.mark.slow
 def test_a_resumed_run_goes_on_under_the_same_id_offline(tmp_path):
     pytest.importorskip("wandb")
     run = tmp_path / "run"
