@@ -11,6 +11,7 @@ from vla_jax.policy.chunk_execution import Execution, Noise
 
 if TYPE_CHECKING:
     from vla_jax.policy.insertion_policy import InsertionPolicy
+    from vla_jax.policy.residual import Residual
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class Acting:
     guided: bool = False
     """Draw the denoising of policies that were trained without a prefix to what the last chunk still has planned
     (real-time chunking)."""
+    residual: bool = False
+    """Correct each tick's action by the newest sensor window, with what `train_residual` made for the policy."""
 
     def policy(self, run: Path, checkpoint: str) -> "InsertionPolicy":
         """Restores a policy that acts so."""
@@ -44,6 +47,12 @@ class Acting:
         return InsertionPolicy.from_checkpoint(
             run, checkpoint=checkpoint, sampler=self.sampler, steps=self.sampling_steps, guided=self.guided
         )
+
+    def residual_of(self, policy: "InsertionPolicy") -> "Residual | None":
+        """Restores what corrects a policy's actions; None where nothing does."""
+        from vla_jax.policy.residual import load_residual
+
+        return load_residual(policy.loaded) if self.residual else None
 
     def execution(self, policy: "InsertionPolicy") -> Execution:
         """Returns how a policy's chunks are executed; raises UserError where its horizon is too short."""

@@ -20,6 +20,7 @@ COMMANDS = {
     "cache": "looks after a feature cache: stats, verify, gc, merge, import",
     "to_lerobot": "writes a data set, or recorded episodes, in LeRobot's format",
     "train": "trains a policy on all local devices",
+    "train_residual": "trains what corrects a policy's actions at every tick by the newest sensor window",
     "evaluate": "judges a policy on recorded episodes",
     "rollout": "judges policies in closed loop in the simulated phantom",
     "serve": "answers requests for actions over the network, by openpi's protocol",

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from vla_jax.live.recorder import EpisodeRecorder
     from vla_jax.live.wire import Start
     from vla_jax.policy.insertion_policy import InsertionPolicy
+    from vla_jax.policy.residual import Residual
 
 DESCRIPTION = """Lets a policy act on a robot: receives cameras, robot state and sensor, makes features of the newest
 pictures beside the control loop, and sends one limited action at each control tick.
@@ -88,7 +89,7 @@ def main(arguments: Arguments) -> int:
     # JAX would take most of a GPU's memory, and the backbone's process needs some of the same one.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     policy = arguments.acting.policy(arguments.run, arguments.checkpoint)
-    settings = _settings(arguments, policy)
+    residual, settings = arguments.acting.residual_of(policy), _settings(arguments, policy)
     console = make_console()
     recorder = None
     if arguments.record is not None:
@@ -96,7 +97,7 @@ def main(arguments: Arguments) -> int:
 
         recorder = EpisodeRecorder(arguments.record, prompt=arguments.prompt)
     try:
-        ending = _run(arguments, settings, policy, recorder)
+        ending = _run(arguments, settings, policy, residual, recorder)
     finally:
         if recorder is not None:
             recorder.close()
@@ -114,6 +115,7 @@ def _run(
     arguments: Arguments,
     settings: "LoopSettings",
     policy: "InsertionPolicy",
+    residual: "Residual | None",
     recorder: "EpisodeRecorder | None",
 ) -> "Ending":
     """Opens everything, in the order in which it can be refused, and runs the loop."""
@@ -161,6 +163,8 @@ def _run(
         features.start()
         predictor = Predictor(policy, seed=arguments.seed, beside_ticks=settings.execution.latency > 0)
         stack.callback(predictor.close)
+        if residual is not None:
+            residual.warm_up()
         try:
             features.wait_until_open(watch)
             link.open(sinks)
@@ -183,6 +187,7 @@ def _run(
                 status=status,
                 asked_to_stop=asked_to_stop,
                 tell_sent=None if recorder is None else recorder.command,
+                residual=residual,
             )
             ending = loop.run()
             status.close()

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from feature_cache.encoder import FeatureEncoder
     from vla_jax.evaluation.closed_loop import Rollout, RolloutSettings
     from vla_jax.policy.insertion_policy import InsertionPolicy
+    from vla_jax.policy.residual import Residual
 
 MOST_PARALLEL = 16
 
@@ -93,11 +94,12 @@ def insertions(
     key_seed: int = 0,
     parallel: int = MOST_PARALLEL,
     workers: int = 0,
+    residual: "Residual | None" = None,
 ) -> "Generator[Rollout, None, None]":
     """Yields a policy's insertions in the scenarios of `seeds` as they end.
 
     key_seed: of the policy's noise. parallel: insertions side by side. workers: processes that simulate; 0 takes one
-        for each processor core.
+        for each processor core. residual: corrects its actions.
     """
     import jax
 
@@ -116,4 +118,5 @@ def insertions(
             settings,
             jax.random.key(key_seed),
             Inputs.of(policy),
+            None if residual is None else residual.correct,
         )

@@ -133,6 +133,7 @@ def _episodes(arguments: Arguments, planned: Planned, encoders: Encoders) -> "Ge
         key_seed=arguments.seed,
         parallel=arguments.parallel,
         workers=arguments.workers,
+        residual=planned.residual,
     )
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from vla_jax.evaluation.closed_loop import Rollout, RolloutSettings
     from vla_jax.evaluation.rollout_summary import Trial
     from vla_jax.policy.insertion_policy import InsertionPolicy
+    from vla_jax.policy.residual import Residual
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Planned:
 
     name: str
     policy: "InsertionPolicy"
+    residual: "Residual | None"
     settings: "RolloutSettings"
     shift: str
 
@@ -72,9 +74,12 @@ def make_plan(
     for run in runs:
         policy = acting.policy(run, checkpoint)
         check_fits_phantom(run, policy)
+        residual = acting.residual_of(policy)
         latencies = [ticks(text, "feature-latency", policy) for text in handicaps.feature_latency]
         plan += [
-            Planned(run.resolve().name, policy, _settings(acting, handicaps, policy, latency), shift)
+            Planned(
+                run.resolve().name, policy, residual, _settings(acting, handicaps, policy, latency), shift
+            )
             for latency in dict.fromkeys(latencies)
             for shift in shifts
         ]

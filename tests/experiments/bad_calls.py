@@ -6,12 +6,14 @@ TRAIN = "train {data} --cache {cache} --out {new} "
 SETTINGS = TRAIN + "--recipe debug "
 CONFIG = TRAIN + "--config {configs}/"
 EVALUATE = "evaluate {run} {data} --cache {cache} --out {new} "
+RESIDUAL = "train_residual {run} {data} --cache {cache} "
 EXPORT = "export {data} --backbone {backbone} --cache {new} "
 PREPARE = "prepare {episodes} --out {new} "
 
 BAD_CALLS = (
     # --- words that are no option, or no value of one ---
     ("train", r"missing: DATA, --cache PATH, --out PATH"),
+    ("train_residual {run}", r"missing: DATA, --cache PATH"),
     ("train {data} --cahce {cache} --out {new}", r"unknown option --cahce; did you mean --cache\?"),
     (SETTINGS + "--stpes 3", r"unknown option --stpes; did you mean --steps\?"),
     (SETTINGS + "--steps 1.9", r"--steps takes INT, not 1.9"),
@@ -61,6 +63,7 @@ BAD_CALLS = (
     ("inspect {data} --out {nothing}/page.html", r"there is no folder"),
     ("inspect {data} --tokenizer {nothing}", r"nothing"),
     ("compare {nothing}", r"no such directory"),
+    ("train_residual {nothing} {data} --cache {cache}", r"no such directory"),
     ("rollout {nothing} --backbone {backbone} --out {new}", r"no such directory"),
     ("rollout {data} --backbone {backbone} --out {new}", r"holds no checkpoint"),
     ("rollout {run} --out {new}", r"missing: --backbone"),
@@ -122,6 +125,9 @@ BAD_CALLS = (
     (SETTINGS + "--devices 99", r"--devices 99: this machine has 1 cpu"),
     (SETTINGS + "--fsdp 3", r"--fsdp 3 does not divide"),
     (SETTINGS + "--model-type diffusion --diffusion-timesteps 0", r"diffusion_timesteps is 0"),
+    (RESIDUAL + "--steps 0", r"ResidualTrainConfig.steps is 0; it must be at least 1"),
+    (RESIDUAL + "--hidden-dim 1000000", r"hidden_dim is 1000000; it must be at most 4096"),
+    (RESIDUAL + "--chunk-age-max 8", r"a chunk of 8 actions is at most 7 ticks old"),
     (EVALUATE + "--batch-size 0", r"--batch-size must be at least 1, not 0"),
     (EVALUATE + "--seed -1", r"--seed must be from 0"),
     (EVALUATE + "--steps 3", r"has no sampler"),
@@ -217,6 +223,7 @@ BAD_CALLS = (
     (LIVE + "--episodes 0", r"--episodes must be at least 1, not 0"),
     (LIVE + "--refresh 0", r"--refresh must be at least 1, not 0"),
     (LIVE + "--guided", r"a regression policy cannot be guided"),
+    (LIVE + "--residual", r"run has no residual; train one with: .*train_residual"),
     (LIVE + "--action-latency 0.5", r"--action-latency 0.5 is no time; give control ticks"),
     ("serve {run} --guided", r"a regression policy cannot be guided"),
     (LIVE + "--execute 0", r"execute must be at least 1, not 0"),

@@ -53,6 +53,8 @@ ACCESS = "tests/vla_jax/serving/test_access.py"
 CLIENT = "tests/vla_jax/test_client.py"
 CONVERSION = "tests/vla_jax/reference/test_reference_policy.py"
 CHECKPOINTS = "tests/vla_jax/training/test_checkpoint.py"
+RESIDUAL = "tests/vla_jax/policy/test_residual.py"
+RESIDUAL_TRAINING = "tests/vla_jax/training/test_residual_training.py"
 BUNDLED = "tests/vla_jax/bundle/test_bundled_policies.py"
 BUNDLE_FOLDER = "tests/vla_jax/bundle/test_bundle_folder.py"
 
@@ -299,6 +301,42 @@ TRAINING = [
 
 NETWORKS = [
     *_of(
+        "vla_jax/training/residual_samples.py",
+        (
+            "the first action of every chunk",
+            "chunks[place[begun], ages]",
+            "chunks[place[begun], 0 * ages]",
+            f"{RESIDUAL_TRAINING}::test_a_chunk_of_so_many_ticks_ago_gives_its_action_of_that_number",
+        ),
+        (
+            "chunks of other episodes",
+            " & (episode[begun] == episode[ticks][:, None])",
+            "",
+            f"{RESIDUAL_TRAINING}::test_a_chunk_of_so_many_ticks_ago_gives_its_action_of_that_number",
+        ),
+    ),
+    *_of(
+        "vla_jax/policy/residual.py",
+        (
+            "corrections in the network's units",
+            "return correction * normaliser.action_scale[None]",
+            "return correction",
+            f"{RESIDUAL}::test_the_correction_is_the_network_s_in_the_policy_s_units",
+        ),
+        (
+            "a held arm is corrected",
+            " & ~np.isnan(chunk_ages)",
+            "",
+            f"{RESIDUAL}::test_rows_without_a_sensor_and_those_that_hold_the_arm_come_back_as_they_are",
+        ),
+        (
+            "beside any checkpoint",
+            "if metadata.checkpoint != CheckpointIdentity.of(loaded):",
+            "if False:",
+            f"{RESIDUAL}::test_beside_another_checkpoint_it_is_refused",
+        ),
+    ),
+    *_of(
         "vla_jax/preprocessing/normaliser.py",
         (
             "a constant dimension divided by nothing",
@@ -441,8 +479,8 @@ NETWORKS = [
         ),
         (
             "one chunk's first action again and again",
-            "chunk[tick - begun]\n",
-            "chunk[0]\n",
+            "chunk[tick - begun] for",
+            "chunk[0] for",
             f"{CHUNKS}::test_a_late_chunk_gives_the_action_of_the_tick_and_the_arm_holds_before",
         ),
     ),

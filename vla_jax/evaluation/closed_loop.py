@@ -6,7 +6,8 @@ of the policy. At each control tick of an episode:
 1. every `refresh_ticks` ticks the newest pictures are given to the backbone; some ticks later, `feature_latency`, their
    features are there. In between the policy sees the last ones;
 2. where the actions decided on are used up, the policy predicts a chunk from features, sensor window and pose;
-3. the action that the chunks have for this tick is executed (`vla_jax.policy.chunk_execution`).
+3. the action that the chunks have for this tick is executed (`vla_jax.policy.chunk_execution`), corrected by the newest
+   sensor window where there is a residual (`vla_jax.policy.residual`).
 """
 
 import itertools
@@ -33,6 +34,9 @@ Predict = Callable[..., Float[np.ndarray, "b h a"]]
 """`InsertionPolicy.predict`, or anything that is called as it is: (vl [b, s, v], vl_mask [b, s], sensor [b, t, c] or
 None, has_sensor [b], key [b]) → chunks, and `state=`, `state_window=` and `state_window_mask=`, `feature_age=`,
 `z_chunk=` or `prefix=`, `prefix_length=` and `plan_length=` where `Inputs` asks for them."""
+Correct = Callable[..., Float[np.ndarray, "b a"]]
+"""`Residual.correct`, or anything that is called as it is: (actions [b, a], chunk_ages [b], sensor [b, t, c] or None,
+has_sensor [b]) → actions."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +142,7 @@ def roll_out(
     settings: RolloutSettings,
     key: jax.Array,
     inputs: Inputs = Inputs(),
+    correct: Correct | None = None,
 ) -> Iterator[Rollout]:
     """Yields the episode of each seed as it ends; equal seeds, settings, keys and numbers of environments give equal
     episodes.
@@ -145,6 +150,7 @@ def roll_out(
     environments: each takes the next seed when its episode has ended. The policy is always called with a row for each
         of them, so that it is compiled once.
     key: randomness of the policy; seed and tick give each decision noise of its own, or the seed each episode.
+    correct: corrects the action of every tick; None executes what the chunks have.
 
     Raises:
         ValueError: the policy's chunks are used up before the next one is there.
@@ -166,6 +172,8 @@ def roll_out(
         if deciding:
             _decide(predict, deciding, environments.count, inputs, key)
         actions = {number: episode.next_action() for number, episode in active.items()}
+        if correct is not None and active:
+            actions = _corrected(correct, active, actions, environments.count)
         for number, (reading, is_over) in environments.step(actions).items():
             episode = active[number]
             episode.note(actions[number], reading)
@@ -272,6 +280,11 @@ class _Episode:
         """Returns the action to execute."""
         return self._queue.action(self.tick)
 
+    @property
+    def chunk_age(self) -> float:
+        """How old the chunks are that give it, in ticks; NaN where there are none."""
+        return self._queue.chunk_age(self.tick)
+
     def note(self, action: Float[np.ndarray, " a"], reading: Reading) -> None:
         """Takes what was executed and what is known after it."""
         self._actions.append(action)
@@ -320,12 +333,7 @@ def _decide(
 ) -> None:
     """Predicts a chunk for each episode in one batch of `num_rows`; the last episode's inputs fill it up."""
     rows = [*episodes, *[episodes[-1]] * (num_rows - len(episodes))]
-    windows = [row.sensor for row in rows]
-    has_sensor = np.array([window is not None for window in windows])
-    sensor = None
-    if has_sensor.any():
-        empty = np.zeros_like(next(window for window in windows if window is not None))
-        sensor = np.stack([empty if window is None else window for window in windows])
+    sensor, has_sensor = _sensors(rows)
     names = jnp.array([(row.seed, row.draw) for row in rows], jnp.uint32)
     arguments: dict[str, Any] = {"key": _row_keys(key, names)}
     if inputs.state:
@@ -347,6 +355,28 @@ def _decide(
     chunks = np.asarray(predict(vl, vl_mask, sensor, has_sensor, **arguments))
     for episode, chunk in zip(episodes, chunks, strict=False):
         episode.decide(chunk)
+
+
+def _corrected(
+    correct: Correct, episodes: Mapping[int, _Episode], actions: Mapping[int, np.ndarray], num_rows: int
+) -> dict[int, Float[np.ndarray, " a"]]:
+    """Corrects the action of each episode in one batch of `num_rows`; the last episode's inputs fill it up."""
+    numbers = [*episodes]
+    filled = [*numbers, *[numbers[-1]] * (num_rows - len(numbers))]
+    ages = np.array([episodes[number].chunk_age for number in filled])
+    sensor, has_sensor = _sensors([episodes[number] for number in filled])
+    corrected = correct(np.stack([actions[number] for number in filled]), ages, sensor, has_sensor)
+    return dict(zip(numbers, corrected, strict=False))
+
+
+def _sensors(rows: Sequence[_Episode]) -> tuple[Float[np.ndarray, "b t c"] | None, Bool[np.ndarray, " b"]]:
+    """Returns the sensor windows, None where no row has one, and which rows have one."""
+    windows = [row.sensor for row in rows]
+    has_sensor = np.array([window is not None for window in windows])
+    if not has_sensor.any():
+        return None, has_sensor
+    empty = np.zeros_like(next(window for window in windows if window is not None))
+    return np.stack([empty if window is None else window for window in windows]), has_sensor
 
 
 @jax.jit

@@ -2,7 +2,8 @@
 
 1. Features of the newest pictures are made beside the loop (`features`); it takes those that are there.
 2. What is seen at a tick is put together (`observing`); what is missing, old or beyond a limit is a fault (`safety`).
-3. Without a fault the policy predicts where a chunk is due, and the chunks give the tick's action (`planning`).
+3. Without a fault the policy predicts where a chunk is due, and the chunks give the tick's action (`planning`), which a
+   residual corrects by the newest sensor window.
 4. The action is cut to its limits, or the arm is held, or stopped; what is decided is sent, and told (`run_record`).
 
 An episode begins with the first state, or where the start was reached, and ends when the robot's program says so.
@@ -13,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
+from jaxtyping import Float
 
 from vla_jax.live.clock import LocalClock
 from vla_jax.live.features import FeatureProcess, Features
@@ -29,6 +31,7 @@ from vla_jax.live.status import StatusLine
 from vla_jax.live.ticks import Tick, Ticks
 from vla_jax.policy.chunk_execution import Execution, Noise
 from vla_jax.policy.insertion_policy import InsertionPolicy
+from vla_jax.policy.residual import Residual
 
 NO_CHUNK = "no chunk yet"
 
@@ -64,7 +67,8 @@ class LiveLoop:
     """Runs a policy on a robot.
 
     limits_at: from an episode's first pose to its limits. asked_to_stop: returns who asks for a stop, None while nobody
-    does; it is called every 20 ms. tell_sent: is told of each action that was sent, and when.
+    does; it is called every 20 ms. tell_sent: is told of each action that was sent, and when. residual: corrects each
+    tick's action; it must be warm.
     """
 
     def __init__(
@@ -82,6 +86,7 @@ class LiveLoop:
         status: StatusLine | None = None,
         asked_to_stop: Callable[[], str | None] = lambda: None,
         tell_sent: Callable[[list[float], float], None] | None = None,
+        residual: Residual | None = None,
     ) -> None:
         self._link = link
         self._newest = newest
@@ -91,6 +96,7 @@ class LiveLoop:
         self._settings = settings
         self._asked_to_stop = asked_to_stop
         self._tell_sent = tell_sent
+        self._residual = residual
         self._observer = Observer(policy, newest)
         self._plan = ChunkPlan(policy, predictor, settings.execution, settings.noise)
         self._record = RunRecord(policy.data, link, newest, features, clock, log, status)
@@ -165,8 +171,16 @@ class LiveLoop:
         facts.prediction = self._plan.predict(self._observer.parts)
         if facts.prediction is not None and facts.prediction.chunk is None:
             return [facts.prediction.why]
-        facts.raw = self._plan.action()
-        return [NO_CHUNK] if facts.raw is None else []
+        action = self._plan.action()
+        if action is None:
+            return [NO_CHUNK]
+        facts.raw = action if self._residual is None else self._corrected(action, self._residual)
+        return []
+
+    def _corrected(self, action: Float[np.ndarray, " a"], residual: Residual) -> Float[np.ndarray, " a"]:
+        parts = self._observer.parts
+        age = np.array([self._plan.chunk_age])
+        return residual.correct(action[None], age, parts["sensor"], parts["has_sensor"])[0]
 
     def _tell(self, facts: TickFacts) -> None:
         self._record.tick(facts, episode=self._episode, action_id=self._action_id, ahead=self._plan.num_ahead)

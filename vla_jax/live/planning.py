@@ -67,6 +67,11 @@ class ChunkPlan:
         action = self._queue.action(self._tick)
         return None if action is self._still else action
 
+    @property
+    def chunk_age(self) -> float:
+        """How old the chunks are that give it, in ticks; NaN where there are none."""
+        return self._queue.chunk_age(self._tick)
+
     def advance(self) -> None:
         """Goes on to the next tick."""
         self._tick += 1

@@ -40,7 +40,7 @@ class TickFacts:
     """For putting the observation together."""
     prediction: Prediction | None = None
     raw: Float[np.ndarray, " a"] | None = None
-    """As the chunks gave it."""
+    """As the chunks gave it, and a residual corrected it."""
     decision: Decision | None = None
     is_sent: bool = False
 

@@ -80,19 +80,38 @@ class ChunkQueue:
             return self._hold[None][:0]
         return np.stack([self._action(later) for later in range(tick, last)])
 
+    def chunk_age(self, tick: int) -> float:
+        """Returns how many ticks before a tick the chunk was predicted on that gives its action: of several, the mean
+        weighted as their actions are; NaN while there is none."""
+        ready = self._ready(tick)
+        if not ready:
+            return float("nan")
+        weights = self._weights(len(ready))
+        return float(weights @ [tick - begun for begun, _ in ready] / weights.sum())
+
     def _action(self, tick: int) -> Float[np.ndarray, " a"]:
         """Returns what the chunks have for a tick, which may lie ahead."""
+        ready = self._ready(tick)
+        if not ready:
+            return self._hold
+        actions = [chunk[tick - begun] for begun, chunk in ready]
+        if len(actions) == 1:
+            return actions[0]
+        weights = self._weights(len(actions))
+        return (weights @ np.stack(actions) / weights.sum()).astype(actions[-1].dtype)
+
+    def _ready(self, tick: int) -> list[tuple[int, np.ndarray]]:
+        """Returns the chunks that give a tick's action, each with the tick that it was predicted at, oldest first."""
         ready = [
-            chunk[tick - begun]
+            (begun, chunk)
             for begun, chunk in self._chunks
             if begun + self._execution.latency <= tick < begun + len(chunk)
         ]
-        if not ready:
-            return self._hold
-        if self._execution.ensemble is None:
-            return ready[-1]
-        weights = np.exp(-self._execution.ensemble * np.arange(len(ready)))
-        return (weights @ np.stack(ready) / weights.sum()).astype(ready[-1].dtype)
+        return ready[-1:] if self._execution.ensemble is None else ready
+
+    def _weights(self, count: int) -> Float[np.ndarray, " n"]:
+        """Returns how much each of so many chunks counts in an action, oldest first."""
+        return np.exp(-(self._execution.ensemble or 0.0) * np.arange(count))
 
 
 def num_promised(execution: Execution, *, prefix_max: int, guided: bool) -> int:

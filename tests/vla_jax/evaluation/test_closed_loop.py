@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests.vla_jax.policy.policies import CHANNELS, ROWS, SLOTS, WIDTH, tiny_policy
+from tests.vla_jax.policy.residuals import residual_of
 from vla_jax.contracts.environment import Outcome, Reading
 from vla_jax.contracts.specs import LAB_ACTIONS, ActionSpec, FeatureSpec, StateWindow
 from vla_jax.errors import UserError
@@ -434,6 +435,46 @@ def test_a_real_policy_acts_with_its_own_noise():
                 vl, vl_mask, reading.sensor[None, -ROWS:], np.ones(1, bool), row_key[None]
             )
             np.testing.assert_allclose(rollout.chunks[tick], expected[0], rtol=1e-4, atol=1e-5)
+
+
+def acted(policy, correct, **settings):
+    """The episodes of a real policy in a world that it does not move, by seed."""
+    settings, worlds = RolloutSettings(max_ticks=5, **settings), LocalEnvironments([Arm(), Arm()])
+    arguments = (policy.predict, ConstantEncoder(), worlds, [4, 9, 5], settings, jax.random.key(3))
+    rollouts = roll_out(*arguments, Inputs.of(policy), correct)
+    return {rollout.seed: rollout for rollout in rollouts}
+
+
+@pytest.mark.parametrize("execution", [Execution(), Execution(2, 1), Execution(1, 1, 0.3)], ids=str)
+def test_a_residual_that_is_zero_changes_no_bit_of_an_episode(execution):
+    policy = tiny_policy("flow")
+    without = acted(policy, None, execution=execution)
+    zero = acted(policy, residual_of(policy, is_random=False).correct, execution=execution)
+    for seed, rollout in without.items():
+        assert zero[seed].actions.tobytes() == rollout.actions.tobytes()
+        assert zero[seed].actions.dtype == rollout.actions.dtype
+        assert zero[seed].chunks.tobytes() == rollout.chunks.tobytes()
+
+
+def test_a_residual_corrects_every_tick_by_its_own_window_and_nothing_while_the_arm_holds():
+    policy = tiny_policy()
+    residual = residual_of(policy)
+    settings = {"execution": Execution(2, 1), "sensor_lost": (0.35, 0.45)}
+    without, rollouts = acted(policy, None, **settings), acted(policy, residual.correct, **settings)
+    for seed, rollout in rollouts.items():
+        world = Arm()
+        windows = [world.reset(seed).sensor, *(world.step(None).sensor for _ in range(4))]
+        planned = without[seed].actions
+        # Held until the first chunk is there; a chunk of ticks 0, 2, …, is executed from its second action on.
+        ages = [np.nan, 1, 2, 1, 2]
+        for tick, (window, age) in enumerate(zip(windows, ages, strict=True)):
+            expected = residual.correct(
+                planned[tick, None], np.array([age]), window[None, -ROWS:], np.array([tick != 3])
+            )
+            np.testing.assert_allclose(rollout.actions[tick], expected[0], rtol=1e-5, atol=1e-6)
+        changed = np.abs(rollout.actions - planned).max(axis=1) > 0
+        assert changed.tolist() == [False, True, True, False, True]
+        np.testing.assert_array_equal(rollout.chunks, without[seed].chunks)
 
 
 @pytest.mark.parametrize(

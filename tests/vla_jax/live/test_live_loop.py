@@ -174,6 +174,30 @@ def test_each_tick_sends_what_the_policy_says_of_the_newest_and_the_end_stops_th
     assert ("intervention", "no features") in world.log.events
 
 
+def test_a_residual_corrects_what_is_sent_by_the_tick_s_own_window(world):
+    asked = []
+
+    class Residual:
+        def correct(self, actions, chunk_ages, sensor, has_sensor):
+            asked.append((actions.copy(), chunk_ages[0], sensor[0, -1, 0], has_sensor[0]))
+            return actions + np.float32(0.001)
+
+    def enough():
+        return "enough" if len(asked) >= 6 else None
+
+    settings = LoopSettings(Execution(execute=4), seconds=60.0)
+    world.run(settings, residual=Residual(), asked_to_stop=enough)
+    running = [tick for tick in world.log.ticks if tick["mode"] == "run"]
+    for tick, (actions, age, force, has_sensor) in zip(running, asked, strict=False):
+        np.testing.assert_array_equal(tick["raw_action"], actions[0] + np.float32(0.001))
+        assert age in range(4)
+        assert (force, has_sensor) == (np.float32(FORCE), True)
+    assert running
+    # The same number of times as there was an action: not while the arm was held before the first features came.
+    acted = [tick for tick in world.log.ticks if tick["raw_action"] is not None]
+    assert len(acted) == len(asked) < len(world.link.moves)
+
+
 def test_a_policy_that_is_told_how_old_its_features_are_is_told_of_the_oldest_picture():
     clock, link = LocalClock(), Link()
     newest = NewestOfAll(link, VIEWS)

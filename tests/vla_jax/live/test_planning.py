@@ -55,11 +55,13 @@ class AtOnce:
         return self.late.pop() if self.late else None
 
 
-def run(plan, ticks):
+def run(plan, ticks, ages=None):
     actions = []
     for _ in range(ticks):
         plan.predict(PARTS)
         actions.append(plan.action())
+        if ages is not None:
+            ages.append(plan.chunk_age)
         plan.advance()
     return actions
 
@@ -84,8 +86,8 @@ def test_what_is_planned_goes_to_those_who_take_it_and_to_nobody_else():
 @pytest.mark.parametrize("policy", [Policy(prefix_max=4), Policy(guided=True)], ids=["trained", "guided"])
 def test_a_plan_on_a_robot_and_in_a_roll_out_give_the_same_actions_and_prefixes(policy):
     execution, ticks = Execution(2, 2, 0.3), 13
-    predictor = AtOnce()
-    live = run(ChunkPlan(policy, predictor, execution), ticks)
+    predictor, live_ages, ages = AtOnce(), [], []
+    live = run(ChunkPlan(policy, predictor, execution), ticks, live_ages)
     asked = []
 
     class World:
@@ -107,14 +109,20 @@ def test_a_plan_on_a_robot_and_in_a_roll_out_give_the_same_actions_and_prefixes(
         asked.append((prefix[0], prefix_length[0], plan_length[0]))
         return chunk_of(len(asked), prefix[0], int(prefix_length[0]))[None]
 
+    def correct(actions, chunk_ages, sensor, has_sensor):
+        ages.extend(chunk_ages)
+        return actions
+
     import jax
 
     inputs = Inputs(prefix=policy.prefix_max, guided=policy.guided)
     settings = RolloutSettings(execution, max_ticks=ticks)
     worlds = LocalEnvironments([World()])
-    (rollout,) = roll_out(predict, Encoder(), worlds, [0], settings, jax.random.key(0), inputs)
+    (rollout,) = roll_out(predict, Encoder(), worlds, [0], settings, jax.random.key(0), inputs, correct)
     held = LAB_ACTIONS.before_first
     np.testing.assert_array_equal([held if each is None else each for each in live], rollout.actions)
+    # So that a residual corrects both alike.
+    np.testing.assert_array_equal(live_ages, ages)
     assert [parts["prefix_length"][0] for _, parts, _ in predictor.asked] == [each[1] for each in asked]
     assert [parts["plan_length"][0] for _, parts, _ in predictor.asked] == [each[2] for each in asked]
     for (_, parts, _), (prefix, _, _) in zip(predictor.asked, asked, strict=True):

@@ -55,6 +55,25 @@ def test_a_chunk_that_is_used_up_is_not_used_again():
     np.testing.assert_array_equal(queue.action(4), HOLD)
 
 
+@given(
+    execute=st.integers(1, 3),
+    latency=st.integers(0, 3),
+    ensemble=st.sampled_from([None, 0.0, 0.5]),
+)
+def test_the_age_of_an_action_is_that_of_the_chunks_that_give_it(execute, latency, ensemble):
+    """An action of `chunk` names the tick of its prediction: of several, their weighted mean."""
+    queue = ChunkQueue(Execution(execute, latency, ensemble), HOLD)
+    for tick in range(9):
+        if queue.needs_chunk(tick) and tick < 6:
+            queue.add(tick, chunk(tick, horizon=6))
+        action, age = queue.action(tick), queue.chunk_age(tick)
+        if action is HOLD:
+            assert np.isnan(age)
+        else:
+            assert action[0] == pytest.approx(tick - age, abs=1e-5)
+            assert latency <= age < 6
+
+
 def test_what_cannot_be_executed_is_refused():
     with pytest.raises(ValueError, match="execute"):
         Execution(execute=0)
