@@ -164,7 +164,7 @@ def roll_out(
 ) -> Iterator[dict[str, Any]]:
     """Lets policies act with each delay in the same scenarios, those whose reports are there aside.
 
-    Yields what rollout.json has of each, with `contender`, `run`, `head`, `variant`, `steps` and `delays`.
+    Yields what rollout.json has of each, with `contender`, `head`, `variant`, `steps` and `delays`.
     """
     for (features, actions), steps in itertools.product(delays, (None, *FLOW_STEPS)):
         those = [contender for contender in contenders if contender.steps == steps]
