@@ -5,21 +5,12 @@ import os
 import subprocess
 import sys
 
-import jax
 import pytest
 
 from experiments import evaluate
 from tests.vla_jax.evaluation.workspace import make_workspace, policy_config, save_run
 from vla_jax.errors import UserError
 from vla_jax.policy.checkpoints import CHECKPOINTS
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """These programs run a few times: compiling them is what takes time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")

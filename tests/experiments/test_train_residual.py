@@ -2,7 +2,6 @@
 
 import hashlib
 
-import jax
 import numpy as np
 import pytest
 
@@ -13,14 +12,6 @@ from tests.vla_jax.evaluation.workspace import make_workspace, policy_config, sa
 from vla_jax.policy.insertion_policy import InsertionPolicy
 from vla_jax.policy.residual import read_residual_metadata
 from vla_jax.training.config import TrainConfig
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """These programs run a few times: compiling them is what takes time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")

@@ -1,17 +1,9 @@
 """Compiles with few optimisations: these programs are small and run once or twice, so compiling is what takes time."""
 
-import jax
 import pytest
 
 from tests.vla_jax.policy.policies import tiny_policy
 from vla_jax.serving.service import PolicyService
-
-
-@pytest.fixture(scope="package", autouse=True)
-def quick_compilation():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="package")
