@@ -17,7 +17,7 @@ from experiments.phantom.simulator import PhantomSimulator
 from vla_jax.errors import UserError
 from vla_jax.storage.worker_processes import run_jobs
 
-GENERATOR_VERSION = 5
+GENERATOR_VERSION = 6
 """Raise it whenever equal seeds no longer give equal files."""
 
 STAGING_NAME = ".partial"
@@ -59,8 +59,12 @@ class DataSetSettings:
         return _is_chosen(index, self.disturbed_fraction, self._phases()[1])
 
     def breathes(self, index: int) -> bool:
-        """Whether the tissue of an episode moves (`experiments.phantom.shift`)."""
-        return _is_chosen(index, self.breathing_fraction, self._phases()[2])
+        """Whether the tissue of an episode moves (`experiments.phantom.shift`): as often where the arm is nudged as
+        where it is not."""
+        share, phase = self.disturbed_fraction, self._phases()[1]
+        disturbed_before = _num_chosen(index, share, phase)
+        rank = disturbed_before if self.is_disturbed(index) else index - disturbed_before
+        return _is_chosen(rank, self.breathing_fraction, self._phases()[2])
 
     def _phases(self) -> NDArray:
         return np.random.default_rng(self.seed).uniform(size=3)
@@ -68,7 +72,12 @@ class DataSetSettings:
 
 def _is_chosen(index: int, share: float, phase: float) -> bool:
     """Spreads a share of the numbers evenly."""
-    return int((index + 1) * share + phase) > int(index * share + phase)
+    return _num_chosen(index + 1, share, phase) > _num_chosen(index, share, phase)
+
+
+def _num_chosen(index: int, share: float, phase: float) -> int:
+    """How many of the numbers below `index` are chosen."""
+    return int(index * share + phase)
 
 
 def write_episode_of(index: int, *, out: Path, settings: DataSetSettings) -> Path:

@@ -18,6 +18,7 @@ from vla_jax.contracts.environment import Outcome, Reading
 STAGING_NAME = ".partial"
 _FIRST_START_TIME = 1_798_761_600.0  # 2027-01-01, after the demonstrations
 _SECONDS_BETWEEN_EPISODES = 60.0
+_EPISODES_UNTIL_THE_FIRST_TIME_AGAIN = 1_000_000  # seeds may be large, and a time far ahead is none
 
 
 class RecordedPhantom(PhantomEnvironment):
@@ -45,12 +46,15 @@ class RecordedPhantom(PhantomEnvironment):
         """Judges the insertion and writes it, over what was written of the same seed before."""
         outcome = super().outcome()
         recording = self._recorder.finish(is_corrected=True)
+        start_time = _FIRST_START_TIME + _SECONDS_BETWEEN_EPISODES * (
+            self._number % _EPISODES_UNTIL_THE_FIRST_TIME_AGAIN
+        )
         directory = self._out / recording.scenario.task / f"{self._name}_{self._number:08d}"
         write_episode(
             directory,
             self._out / STAGING_NAME,
             recording,
-            start_time=_FIRST_START_TIME + self._number * _SECONDS_BETWEEN_EPISODES,
+            start_time=start_time,
             overlapping_windows=False,
             ground_truth={
                 "policy": self._name,

@@ -26,7 +26,8 @@ def _breathing(scenario: Scenario, rng: np.random.Generator) -> Scenario:
         phase=float(rng.uniform(0, 2 * np.pi)),
         direction=float(rng.uniform(0, 2 * np.pi)),
     )
-    return replace(scenario, motion=motion)
+    # Holds still over the tissue for a whole breath.
+    return replace(scenario, motion=motion, hold_s=1 / motion.rate_hz)
 
 
 SHIFTS: dict[str, Shift] = {

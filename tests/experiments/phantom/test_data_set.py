@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -139,6 +140,13 @@ def test_a_share_of_the_episodes_breathes_beside_the_others(tmp_path):
     ]
     assert motions[0] > 0.2
     assert motions[1] == 0.0
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_as_many_nudged_episodes_breathe_as_others(seed):
+    settings = DataSetSettings(seed=seed, breathing_fraction=0.5)
+    kinds = Counter((settings.is_disturbed(index), settings.breathes(index)) for index in range(40))
+    assert set(kinds.values()) == {10}
 
 
 def test_episodes_from_before_there_was_an_option_are_gone_on_with(three, tmp_path):

@@ -120,16 +120,17 @@ def test_what_an_expert_would_do_is_told_beside_the_reading():
     )
 
 
-def test_what_a_policy_did_is_recorded_with_what_should_have_been_done(tmp_path):
+@pytest.mark.parametrize("seed", [7, 4_001_000_007])
+def test_what_a_policy_did_is_recorded_with_what_should_have_been_done(tmp_path, seed):
     """An arm that stands still learns nothing from its motion, and everything from the corrections."""
     simulator = PhantomSimulator(image_size=28)
     environment = RecordedPhantom(simulator, tmp_path / "recorded", "lazy")
-    expected = [environment.reset(7).expert_action]
+    expected = [environment.reset(seed).expert_action]
     for _ in range(12):
         expected.append(environment.step(STILL).expert_action)
     environment.outcome()
     (folder,) = (tmp_path / "recorded").glob("*/lazy_*")
-    assert folder.name == "lazy_00000007"
+    assert folder.name == f"lazy_{seed:08d}"
     (found,) = find_episodes([str(tmp_path / "recorded")])
     findings = pack_episode(found, EpisodeOptions(), tmp_path / "packed", "digest")
     assert [finding for finding in findings if finding.is_fault] == []

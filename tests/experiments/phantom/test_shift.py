@@ -30,7 +30,7 @@ def test_a_shift_leaves_the_range_that_is_drawn_in_training_and_changes_nothing_
         "brightness": {"brightness"},
         "marker": {"marker"},
         "start": {"start_pose"},
-        "breathing": {"motion"},
+        "breathing": {"motion", "hold_s"},
     }[name]
     ranges = [draw_scenario(np.random.default_rng(seed)) for seed in range(300)]
     for seed in range(20):
