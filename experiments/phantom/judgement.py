@@ -20,7 +20,8 @@ TOO_DEEP_MM = 0.5
 STOP_MM = 0.2
 """Largest distance from the stop, in depth, at which the needle may stop."""
 STILL_S, STILL_MM = 1.0, 0.1
-"""The needle has stopped when it was no further than this from where it is for so long."""
+"""The needle has stopped when it was no further than this from where it is for so long; where tissue passes it by
+sideways, as a breathing patient's does, no further along itself: the stop is a depth."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,11 @@ class InsertionTrace:
         num_ticks = round(STILL_S / self.tick_s)
         if len(self.tip_mm) <= num_ticks:
             return False
-        return any(
-            np.linalg.norm(path[-num_ticks - 1 :] - path[-1], axis=1).max() <= STILL_MM
-            for path in (self.tip_mm, self.arm_mm)
-        )
+        tip, arm = self.tip_mm[-num_ticks - 1 :], self.arm_mm[-num_ticks - 1 :]
+        tissue_xy = arm[:, :2] - tip[:, :2]
+        passes_by = np.ptp(tissue_xy, axis=0).max() > 1e-6
+        paths = (tip[:, 2:] if passes_by else tip, arm)
+        return any(np.linalg.norm(path - path[-1], axis=1).max() <= STILL_MM for path in paths)
 
     def entries_mm(self) -> Float[np.ndarray, " e"]:
         """Returns how far from the marker's centre the tip was whenever it passed the surface on its way in."""

@@ -1,6 +1,7 @@
 """The rules of success, on hand-made paths."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -107,3 +108,23 @@ def test_jerk_is_the_third_derivative():
     time = np.arange(30) / 10
     assert judge(trace(0.5 * time**3 - 2)).measures["jerk"] == pytest.approx(3.0)
     assert judge(trace(2 * time**2 - 2)).measures["jerk"] == pytest.approx(0.0, abs=1e-9)
+
+
+@pytest.mark.parametrize("sideways", [0.0, 0.3])
+@pytest.mark.parametrize(("wander", "stops"), [(0.08, True), (0.25, False)])
+def test_tissue_that_passes_by_sideways_leaves_a_needle_that_keeps_its_depth_stopped(sideways, wander, stops):
+    still = trace(path(-5.0, 6.0))
+    breath = np.sin(np.arange(len(still.tip_mm)) * 0.1 * 2 * np.pi * 0.25)
+    tip, arm = still.tip_mm.copy(), still.arm_mm.copy()
+    arm[:, 2] = breath - tip[:, 2]
+    tip[:, 0] -= sideways * breath
+    tip[-5, 2] += wander
+    outcome = judge(replace(still, tip_mm=tip, arm_mm=arm))
+    assert outcome.measures["stopped"] == stops
+
+
+def test_a_needle_that_itself_moves_sideways_has_not_stopped():
+    still = trace(path(-5.0, 6.0))
+    tip = still.tip_mm.copy()
+    tip[-5, 0] += 0.25
+    assert judge(replace(still, tip_mm=tip, arm_mm=tip)).failure == "did_not_stop"
