@@ -114,6 +114,9 @@ class FusionConfig:
     """Heads of cross_attention."""
     dropout: Share = 0.1
     """Dropout of cross_attention's weights."""
+    query_residual: bool = False
+    """cross_attention adds the sensor's query to the tokens that it found, as transformers do. Without (reference), the
+    sensor only chooses among the tokens, and how deep the needle is reaches the condition as weights alone."""
 
     def __post_init__(self) -> None:
         check(self)

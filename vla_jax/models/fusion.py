@@ -32,6 +32,7 @@ class Fusion(nnx.Module):
         """vl_dim, vl_slots: of the tokens. sensor_dim: of the sensor feature. width: of the condition."""
         self.strategy = config.strategy
         self.masked_pool = config.masked_pool
+        self.query_residual = config.query_residual
         self.attends = config.pool(vl_slots) == "attention"
         self.dtype = dtype
         pooled_dim = config.pooled_dim(vl_dim, vl_slots)
@@ -98,4 +99,5 @@ class Fusion(nnx.Module):
             tokens = self.slot_embedding(tokens)
         query = self.sensor_proj(sensor)[:, None]
         mask = vl_mask if self.masked_pool else None
-        return self.cross_attn.cross(query, tokens, mask, key=key)[:, 0]
+        found = self.cross_attn.cross(query, tokens, mask, key=key)
+        return (query + found if self.query_residual else found)[:, 0]

@@ -114,7 +114,7 @@ class PolicyConfig:
                 num_transformer_layers=1,
                 num_heads=4,
             ),
-            "fusion": FusionConfig(strategy=fusion, vl_pool_width=512, num_heads=4),
+            "fusion": FusionConfig(strategy=fusion, vl_pool_width=512, num_heads=4, query_residual=True),
         }
         return cls(vl_dim=vl_dim, vl_slots=vl_slots, **(values | overrides))
 

@@ -95,7 +95,9 @@ def _frozen(asked: _Asked) -> TrainConfig:
     """Full-size heads on the features of a frozen backbone; the rates of the reference's frozen recipe."""
     return TrainConfig(
         policy=PolicyConfig(
-            head=asked.head.preset("full"), fusion=FusionConfig(strategy=asked.fusion), **asked.sizes
+            head=asked.head.preset("full"),
+            fusion=FusionConfig(strategy=asked.fusion, query_residual=True),
+            **asked.sizes,
         ),
         optimizer=OptimizerConfig(lr=5e-4, sensor_lr=5e-4),
         normalisation=_normalisation(asked.head),

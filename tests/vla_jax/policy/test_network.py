@@ -130,6 +130,17 @@ def test_tokens_are_told_apart_by_slot_unless_pooled_by_mean():
         np.testing.assert_allclose(sample(turned), sample(given), atol=1e-5)
 
 
+@pytest.mark.parametrize("residual", [False, True])
+def test_cross_attention_that_keeps_its_query_says_more_of_the_sensor_than_a_choice_of_tokens(residual):
+    """Where all tokens are absent but one there is nothing to choose: only the kept query tells sensors apart."""
+    given = observe()
+    given = given.replace(vl_mask=jnp.zeros((5, 5), bool).at[:, 0].set(True), has_sensor=jnp.ones(5, bool))
+    config = tiny(fusion="cross_attention")
+    sample = sampler(replace(config, fusion=replace(config.fusion, query_residual=residual)))
+    change = np.abs(sample(given.replace(sensor=-given.sensor)) - sample(given)).max(axis=(1, 2))
+    assert (change > 1e-3).all() if residual else (change < 1e-6).all()
+
+
 def test_attention_pooling_reads_each_slot_by_its_own_directions():
     """A random linear function of all slots together is learnt from the pooled vector; of their mean it cannot be."""
     from vla_jax.models.vl_pooling import AttentionPool

@@ -86,6 +86,8 @@ def test_the_reference_switches_every_improvement_back():
     ours = PolicyConfig(head=RegressionConfig(), vl_dim=2048, vl_slots=13)
     assert (reference.vl_pool, ours.vl_pool) == ("mean", "attention")
     assert (reference.fusion.masked_pool, ours.fusion.masked_pool) == (False, True)
+    small = PolicyConfig.small("regression", vl_dim=64, fusion="cross_attention")
+    assert (reference.fusion.query_residual, small.fusion.query_residual) == (False, True)
     assert (reference.sensor.masked_statistics, ours.sensor.masked_statistics) == (False, True)
     assert (reference.no_sensor_embedding, ours.no_sensor_embedding) == (False, True)
     assert (reference.head.z_chunk, ours.head.z_chunk) == ("target", "zero")
