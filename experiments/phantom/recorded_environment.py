@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from experiments.phantom.environment import PhantomEnvironment
 from experiments.phantom.episode_writer import write_episode
 from experiments.phantom.recording import Recorder
+from experiments.phantom.scenario_seeds import SEEDS_APART
 from experiments.phantom.simulator import PhantomSimulator
 from vla_jax.contracts.environment import Outcome, Reading
 
 STAGING_NAME = ".partial"
 _FIRST_START_TIME = 1_798_761_600.0  # 2027-01-01, after the demonstrations
 _SECONDS_BETWEEN_EPISODES = 60.0
-_EPISODES_UNTIL_THE_FIRST_TIME_AGAIN = 1_000_000  # seeds may be large, and a time far ahead is none
 
 
 class RecordedPhantom(PhantomEnvironment):
@@ -46,9 +46,8 @@ class RecordedPhantom(PhantomEnvironment):
         """Judges the insertion and writes it, over what was written of the same seed before."""
         outcome = super().outcome()
         recording = self._recorder.finish(is_corrected=True)
-        start_time = _FIRST_START_TIME + _SECONDS_BETWEEN_EPISODES * (
-            self._number % _EPISODES_UNTIL_THE_FIRST_TIME_AGAIN
-        )
+        # By its place among its seed's scenarios: the seeds themselves would lead centuries ahead.
+        start_time = _FIRST_START_TIME + self._number % SEEDS_APART * _SECONDS_BETWEEN_EPISODES
         directory = self._out / recording.scenario.task / f"{self._name}_{self._number:08d}"
         write_episode(
             directory,

@@ -26,7 +26,7 @@ def _breathing(scenario: Scenario, rng: np.random.Generator) -> Scenario:
         phase=float(rng.uniform(0, 2 * np.pi)),
         direction=float(rng.uniform(0, 2 * np.pi)),
     )
-    # Holds still over the tissue for a whole breath.
+    # The demonstrator holds the needle at its stop for a whole breath.
     return replace(scenario, motion=motion, hold_s=1 / motion.rate_hz)
 
 

@@ -1,4 +1,4 @@
-"""Compiles with few optimisations: these programs are small and run once or twice, so compiling is what takes time."""
+"""A small policy and its service."""
 
 import pytest
 
