@@ -393,6 +393,12 @@ NETWORKS = [
             "gate * pooled + gate * sensor",
             GATED_STEP,
         ),
+        (
+            "the query is not kept",
+            "query + found if self.query_residual else found",
+            "found",
+            f"{NETWORK}::test_cross_attention_that_keeps_its_query_says_more_of_the_sensor_than_a_choice_of_tokens",
+        ),
     ),
     *_of(
         "vla_jax/models/vl_pooling.py",
