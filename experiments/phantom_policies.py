@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from experiments.data import num_processors
 from experiments.phantom.camera import VIEWS
 from experiments.phantom.disturbance import Disturbance
-from experiments.phantom.environment import PhantomEnvironment
+from experiments.phantom.environment import TIME_LIMIT_S, PhantomEnvironment
 from experiments.phantom.recorded_environment import RecordedPhantom
 from experiments.phantom.simulator import NUM_CHANNELS, PhantomSimulator
 from vla_jax.contracts.specs import LAB_ACTIONS, LAB_STATE
@@ -36,6 +36,8 @@ class PhantomWorld:
     """Directory for its episodes."""
     name: str = ""
     """What they are called."""
+    time_limit_s: float = TIME_LIMIT_S
+    """When an insertion ends, wherever the needle is."""
 
     def make(self, *, has_sensor: bool = True) -> PhantomEnvironment:
         """Builds it. has_sensor: False leaves the costly A-scans out."""
@@ -43,8 +45,8 @@ class PhantomWorld:
             shift=self.shift, has_sensor=has_sensor, disturbance=Disturbance() if self.nudges else None
         )
         if self.record_to is None:
-            return PhantomEnvironment(simulator)
-        return RecordedPhantom(simulator, self.record_to, self.name)
+            return PhantomEnvironment(simulator, time_limit_s=self.time_limit_s)
+        return RecordedPhantom(simulator, self.record_to, self.name, time_limit_s=self.time_limit_s)
 
 
 class Encoders:

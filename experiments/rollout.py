@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import math
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -129,7 +130,13 @@ def _episodes(arguments: Arguments, planned: Planned, encoders: Encoders) -> "Ge
         encoders,
         scenarios(arguments.seed, arguments.episodes, arguments.marker),
         planned.settings,
-        world=PhantomWorld(planned.shift, arguments.world.nudges, arguments.record, planned.name),
+        world=PhantomWorld(
+            planned.shift,
+            arguments.world.nudges,
+            arguments.record,
+            planned.name,
+            arguments.world.time_limit,
+        ),
         key_seed=arguments.seed,
         parallel=arguments.parallel,
         workers=arguments.workers,
@@ -154,6 +161,8 @@ def _check(arguments: Arguments) -> None:
         raise UserError(f"--parallel must be at least 1, not {arguments.parallel}")
     if arguments.workers < 0:
         raise UserError(f"--workers must not be negative, not {arguments.workers}")
+    if not 0 < arguments.world.time_limit < math.inf:
+        raise UserError(f"--time-limit must be positive, not {arguments.world.time_limit:g}")
     check_scenarios(arguments.seed, arguments.episodes, arguments.marker)
     names = [run.resolve().name for run in arguments.runs]
     if not names:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from experiments.acting import Acting, rate_hz, ticks
+from experiments.phantom.environment import TIME_LIMIT_S
 from experiments.phantom.shift import SHIFTS
 from experiments.phantom_policies import check_fits_phantom
 from vla_jax.contracts.checks import unknown_choice
@@ -40,6 +41,8 @@ class World:
     brightness, marker, start, breathing, or all for each of them). Each of several is a roll-out of its own."""
     nudges: bool = False
     """Push the arm off its course at random times."""
+    time_limit: float = TIME_LIMIT_S
+    """Seconds after which an insertion ends, wherever the needle is."""
 
 
 @dataclass(frozen=True)

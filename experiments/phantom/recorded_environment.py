@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.phantom.environment import PhantomEnvironment
+from experiments.phantom.environment import TIME_LIMIT_S, PhantomEnvironment
 from experiments.phantom.episode_writer import write_episode
 from experiments.phantom.recording import Recorder
 from experiments.phantom.scenario_seeds import SEEDS_APART
@@ -24,8 +24,10 @@ _SECONDS_BETWEEN_EPISODES = 60.0
 class RecordedPhantom(PhantomEnvironment):
     """A `PhantomEnvironment` that writes each episode when it is judged: OUT/<Colour>_point/<name>_<seed>."""
 
-    def __init__(self, simulator: PhantomSimulator, out: Path, name: str) -> None:
-        super().__init__(simulator)
+    def __init__(
+        self, simulator: PhantomSimulator, out: Path, name: str, *, time_limit_s: float = TIME_LIMIT_S
+    ) -> None:
+        super().__init__(simulator, time_limit_s=time_limit_s)
         self._out, self._name = out, name
 
     def reset(self, seed: int | np.random.SeedSequence) -> Reading:

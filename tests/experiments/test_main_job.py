@@ -172,8 +172,10 @@ def test_users_mistakes_each_get_one_line_and_status_2(workspace, tmp_path):
 
 
 def rollout_arguments(workspace, out, *runs, episodes=2):
+    """Insertions that end early: policies that have hardly learnt would use all of their time."""
     backbone = ("--backbone", workspace / "backbone")
-    return ("rollout", *runs, *backbone, "--out", out, "--episodes", episodes, "--parallel", 2)
+    settings = ("--episodes", episodes, "--parallel", 2, "--time-limit", 4)
+    return ("rollout", *runs, *backbone, "--out", out, *settings)
 
 
 def test_policies_are_judged_in_closed_loop_on_the_same_scenarios(workspace, learnt, tmp_path):
@@ -243,6 +245,7 @@ def test_stopping_keeps_the_episodes_that_are_done(workspace, learnt, tmp_path):
         (("--action-latency", "8"), "need a horizon of 9"),
         (("--execute", "0"), "execute must be at least 1"),
         (("--episodes", "0"), "--episodes must be at least 1"),
+        (("--time-limit", "0"), "--time-limit must be positive"),
         (("--sensor-lost", "3", "2"), "sensor_lost"),
         (("--shift", "none", "start", "--record", "somewhere"), "--record takes one"),
     ],

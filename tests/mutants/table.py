@@ -386,6 +386,15 @@ NETWORKS = [
         ),
     ),
     *_of(
+        "vla_jax/models/sensor_encoder.py",
+        (
+            "one row of many instead of their average",
+            'self.config.num_rows, "area"',
+            'self.config.num_rows, "nearest"',
+            "tests/vla_jax/models/test_sensor_encoder.py::test_rows_are_averaged_before_the_convolutions",
+        ),
+    ),
+    *_of(
         "vla_jax/models/fusion.py",
         (
             "the gate opens both sides",

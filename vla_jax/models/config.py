@@ -22,9 +22,12 @@ class SensorEncoderConfig:
     channels: Count = SensorSpec.channels
     """Channels of one sensor sample: the force, then the A-scan's depth bins."""
     temporal_length: Annotated[int, Range(low=1, high=100_000)] = 65
-    """Sensor samples the convolutions see; windows of another length are resampled to it."""
+    """Sensor samples of a window; windows of another length are resampled to it."""
     interpolation: Interpolation = "linear"
     """How windows of another length are resampled (the modes of `torch.nn.functional.interpolate`)."""
+    averaged_rows: Count = 1
+    """How many samples in a row are averaged into one before the convolutions (1: none, as the reference). What is slow
+    beside the sensor's rate costs as much less, and is seen with less noise."""
     hidden_dim: Count = 512
     """Channels of the first convolution; the others, and the transformer, have twice as many."""
     output_dim: Count = 3072
@@ -48,6 +51,11 @@ class SensorEncoderConfig:
                     "SensorEncoderConfig.num_transformer_layers is 0; give at least 1, or use_transformer false"
                 )
             check_heads(self, self.width, self.num_heads, "transformer width")
+
+    @property
+    def num_rows(self) -> int:
+        """Samples, or averages of some, that the convolutions see."""
+        return -(-self.temporal_length // self.averaged_rows)
 
     @property
     def width(self) -> int:

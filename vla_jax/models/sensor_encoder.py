@@ -123,8 +123,9 @@ class SensorEncoder(nnx.Module):
         train: bool = False,
         key: DropoutKey = None,
     ) -> Float[Array, "b u w"]:
-        """The convolutional part: resampled to `temporal_length`, then halved by each block."""
-        x = resample(sensor, self.config.temporal_length, self.config.interpolation).astype(self.dtype)
+        """The convolutional part: resampled to `temporal_length`, averaged, then halved by each block."""
+        x = resample(sensor, self.config.temporal_length, self.config.interpolation)
+        x = resample(x, self.config.num_rows, "area").astype(self.dtype)
         for block, key_ in zip(self.conv_blocks, split_key(key, len(self.conv_blocks)), strict=True):
             x = block(x, counts, train=train, key=key_)
         return x

@@ -109,6 +109,7 @@ class PolicyConfig:
             "head": head_config(head).preset("small"),
             "sensor": SensorEncoderConfig(
                 temporal_length=temporal_length,
+                averaged_rows=13,
                 hidden_dim=64,
                 output_dim=128,
                 num_transformer_layers=1,

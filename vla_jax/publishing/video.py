@@ -29,7 +29,9 @@ def write_video(
     # Without frames that refer to later ones, decoding order is time's, and files can be put one after another.
     # x264's macroblock tree reads memory that nothing wrote when a keyframe comes this often: in a new process about
     # one video in a hundred differed from the others of the same pictures.
-    settings |= {"bf": "0", "preset": "veryfast", "mbtree": "0"} if options.codec == "h264" else {"preset": "10"}
+    settings |= (
+        {"bf": "0", "preset": "veryfast", "mbtree": "0"} if options.codec == "h264" else {"preset": "10"}
+    )
     with av.open(str(path), "w", format="mp4") as container:
         stream = None
         for pixels in pictures:
