@@ -212,6 +212,15 @@ BAD_CALLS = (
     (SETTINGS + "--head dropout=much", r"dropout is 'much'; it must be in \[0, 1\)"),
     (SETTINGS + "--head prefix_max", r"--head prefix_max is not NAME=VALUE"),
     (SETTINGS + "--head prefx_max=2", r"a regression head has no prefx_max; did you mean prefix_max\?"),
+    (
+        SETTINGS + "--sensor-encoder readout=last",
+        r"--sensor-encoder readout is 'last'; it must be one of mean, flatten",
+    ),
+    (
+        SETTINGS + "--sensor-encoder reedout=mean",
+        r"the sensor encoder has no reedout; did you mean readout\?",
+    ),
+    (SETTINGS + "--sensor-encoder channels=5", r"it reads 5 sensor channels, the data have 1026"),
     (SETTINGS + "--model-type flow --head time_shift=0", r"time_shift is 0; it must be at least 1"),
     (SETTINGS + "--model-type flow --diffusion-timesteps 5", r"a flow policy has no noise schedule"),
     (SETTINGS + "--model-type flwo", r"head 'flwo'; choose one of .*did you mean 'flow'"),

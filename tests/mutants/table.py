@@ -389,9 +389,18 @@ NETWORKS = [
         "vla_jax/models/sensor_encoder.py",
         (
             "one row of many instead of their average",
-            'self.config.num_rows, "area"',
-            'self.config.num_rows, "nearest"',
+            'mode = "area" if',
+            'mode = "nearest" if',
             "tests/vla_jax/models/test_sensor_encoder.py::test_rows_are_averaged_before_the_convolutions",
+        ),
+    ),
+    *_of(
+        "vla_jax/preprocessing/preprocessor.py",
+        (
+            "the averages' last rows left out",
+            "for row in range(parts.shape[2])",
+            "for row in range(parts.shape[2] - 1)",
+            "tests/vla_jax/preprocessing/test_preprocessor.py::test_averages_are_those_that_the_encoder_would_take",
         ),
     ),
     *_of(

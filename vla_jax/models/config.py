@@ -13,11 +13,12 @@ from vla_jax.errors import UserError
 
 FusionStrategy = Literal["concat", "cross_attention", "gated", "none"]
 Interpolation = Literal["linear", "nearest", "nearest-exact", "area"]
+SensorReadout = Literal["mean", "flatten"]
 
 
 @dataclass(frozen=True)
 class SensorEncoderConfig:
-    """Strided convolutions over time, then transformer layers, a mean over time and a projection."""
+    """Strided convolutions over time, then transformer layers, a readout over time and a projection."""
 
     channels: Count = SensorSpec.channels
     """Channels of one sensor sample: the force, then the A-scan's depth bins."""
@@ -27,7 +28,8 @@ class SensorEncoderConfig:
     """How windows of another length are resampled (the modes of `torch.nn.functional.interpolate`)."""
     averaged_rows: Count = 1
     """How many samples in a row are averaged into one before the convolutions (1: none, as the reference). What is slow
-    beside the sensor's rate costs as much less, and is seen with less noise."""
+    beside the sensor's rate costs as much less, and is seen with less noise. More than 1: windows of another length
+    have means over more or fewer samples."""
     hidden_dim: Count = 512
     """Channels of the first convolution; the others, and the transformer, have twice as many."""
     output_dim: Count = 3072
@@ -36,6 +38,9 @@ class SensorEncoderConfig:
     use_transformer: bool = True
     num_transformer_layers: Whole = 2
     num_heads: Count = 8
+    readout: SensorReadout = "mean"
+    """What is projected to the sensor feature: the mean over time of what the layers made of the window, or all of it,
+    from the oldest to the newest (flatten), which can tell what moves from what stands still."""
     dropout: Share = 0.1
     masked_statistics: bool = True
     """BatchNorm statistics leave samples without sensor out (reference: False)."""
@@ -56,6 +61,16 @@ class SensorEncoderConfig:
     def num_rows(self) -> int:
         """Samples, or averages of some, that the convolutions see."""
         return -(-self.temporal_length // self.averaged_rows)
+
+    @property
+    def num_averages(self) -> int:
+        """Averages that a window becomes; 0 where its samples are seen as they are."""
+        return self.num_rows if self.averaged_rows > 1 else 0
+
+    @property
+    def num_steps(self) -> int:
+        """Steps in time that the convolutions leave."""
+        return -(-self.num_rows // 2**self.num_conv_layers)
 
     @property
     def width(self) -> int:

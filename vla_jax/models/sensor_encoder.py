@@ -1,4 +1,4 @@
-"""The sensor encoder: strided convolutions, transformer layers, mean over time, projection."""
+"""The sensor encoder: strided convolutions, transformer layers, what they made of the window, projection."""
 
 from itertools import pairwise
 
@@ -90,7 +90,8 @@ class SensorEncoder(nnx.Module):
             EncoderLayer(config.width, config.num_heads, config.dropout, dtype=dtype, rngs=rngs)
             for _ in range(num_layers)
         )
-        self.project_in = linear(config.width, config.output_dim, dtype=dtype, rngs=rngs)
+        read = config.width * (config.num_steps if config.readout == "flatten" else 1)
+        self.project_in = linear(read, config.output_dim, dtype=dtype, rngs=rngs)
         self.project_norm = layer_norm(config.output_dim, dtype=dtype, rngs=rngs)
         self.project_out = linear(config.output_dim, config.output_dim, dtype=dtype, rngs=rngs)
 
@@ -111,7 +112,10 @@ class SensorEncoder(nnx.Module):
         x = self.convolve(sensor, counts, train=train, key=conv_key)
         for layer, key_ in zip(self.layers, split_key(layer_key, len(self.layers)), strict=True):
             x = apply_layer(layer, x, key=key_, remat=self.remat)
-        x = x.astype(jnp.float32).mean(axis=1).astype(self.dtype)
+        if self.config.readout == "flatten":
+            x = x.reshape(x.shape[0], -1)
+        else:
+            x = x.astype(jnp.float32).mean(axis=1).astype(self.dtype)
         x = jax.nn.gelu(self.project_norm(self.project_in(x)), approximate=False)
         return self.project_out(dropout(x, self.config.dropout, projection_key))
 
@@ -123,9 +127,9 @@ class SensorEncoder(nnx.Module):
         train: bool = False,
         key: DropoutKey = None,
     ) -> Float[Array, "b u w"]:
-        """The convolutional part: resampled to `temporal_length`, averaged, then halved by each block."""
-        x = resample(sensor, self.config.temporal_length, self.config.interpolation)
-        x = resample(x, self.config.num_rows, "area").astype(self.dtype)
+        """The convolutional part: resampled to as many rows as are seen, then halved by each block."""
+        mode = "area" if self.config.num_averages else self.config.interpolation
+        x = resample(sensor, self.config.num_rows, mode).astype(self.dtype)
         for block, key_ in zip(self.conv_blocks, split_key(key, len(self.conv_blocks)), strict=True):
             x = block(x, counts, train=train, key=key_)
         return x

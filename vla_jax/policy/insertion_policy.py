@@ -123,7 +123,13 @@ class InsertionPolicy:
         # A row's noise depends on its key alone, whatever the batch size.
         keys = key if key.ndim else row_keys(key, jnp.arange(observation.batch_size))
         network = nnx.merge(self._structure, weights["network"])
-        return predict_batch(network, Preprocessor(weights["normaliser"]), observation, keys, self._sampling)
+        return predict_batch(
+            network,
+            Preprocessor(weights["normaliser"], self.config.sensor.num_averages),
+            observation,
+            keys,
+            self._sampling,
+        )
 
     def read(self, observation: Observation) -> Observation:
         """Returns what of an observation the policy reads, complete, in the types that it is compiled for."""

@@ -7,6 +7,7 @@ import numpy as np
 from flax import nnx
 
 from vla_jax.errors import UserError
+from vla_jax.heads.diffusion import DiffusionConfig
 from vla_jax.policy.config import PolicyConfig
 from vla_jax.policy.network import PolicyNetwork, abstract_network
 from vla_jax.reference.tensor_names import ENCODER, EXPERT, TensorName, tensor_names
@@ -90,5 +91,15 @@ def _torch_shape(name: TensorName, variables: Mapping[str, nnx.Variable]) -> tup
 
 
 def _lacking(network: PolicyNetwork) -> list[str]:
-    known = {name.ours for name in tensor_names(network.config)}
-    return sorted(path for path in _variables(network) if path not in known)
+    """Returns what the reference lacks: weights by their names, and by its field what changes what weights do."""
+    config = network.config
+    known = {name.ours for name in tensor_names(config)}
+    fields = {
+        "averaged_rows": config.uses_sensor and config.sensor.averaged_rows > 1,
+        "query_residual": config.fusion.strategy == "cross_attention" and config.fusion.query_residual,
+        "clean actions predicted": isinstance(config.head, DiffusionConfig)
+        and config.head.prediction != "epsilon",
+    }
+    return sorted(path for path in _variables(network) if path not in known) + [
+        name for name, differs in fields.items() if differs
+    ]

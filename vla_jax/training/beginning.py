@@ -17,7 +17,7 @@ from vla_jax.storage import config_json
 from vla_jax.training.checkpoint import saved_config
 from vla_jax.training.config import Rewarm, TrainConfig
 from vla_jax.training.feature_age_option import feature_age_quantiles
-from vla_jax.training.head_options import head_settings, refuse_other_parameters
+from vla_jax.training.network_options import network_settings, refuse_other_parameters
 from vla_jax.training.optimizer import make_schedule
 from vla_jax.training.recipes import make_config
 from vla_jax.training.request import Request
@@ -107,7 +107,7 @@ def begin(request: Request, dataset: PackedDataset, settings: Mapping[str, Any] 
         if initial is not None:
             base = _with_network_of(initial, base, anchored_on_target=request.recipe == "reference")
 
-    # 5. The network that this fixes must be the one asked for, and fit the features.
+    # 5. The network that this fixes must be the one asked for.
     _refuse_unless_equal("model-type", request.model_type, base.policy.head.kind)
     _refuse_unless_equal("fusion-strategy", fusion, base.policy.fusion.strategy)
     _refuse_unless_equal("diffusion-timesteps", request.diffusion_timesteps, base.policy.head.noise_steps)
@@ -120,17 +120,17 @@ def begin(request: Request, dataset: PackedDataset, settings: Mapping[str, Any] 
             raise UserError(
                 f"{_described(state_window)} contradicts the given configuration, whose network reads {has}"
             )
-    if misfits := base.policy.misfits(table.spec, dataset.spec):
-        raise UserError(f"the configured network does not fit {dataset.path}: {'; '.join(misfits)}")
 
-    # 6. The other settings that were asked for are put in.
-    settings |= head_settings(request.head, base.policy.head)
+    # 6. The other settings that were asked for are put in, and the network must fit the data.
+    settings |= network_settings(request.head, request.sensor_encoder, base.policy)
     if feature_age:
         settings["feature_age"] = feature_age
         if base.policy.age is None:
             notes.append("the network that is kept is not told how old features are")
     num_samples = len(table.sample_ticks("train"))
     config = _with_settings(base, request, settings, num_samples)
+    if misfits := config.policy.misfits(table.spec, dataset.spec):
+        raise UserError(f"the configured network does not fit {dataset.path}: {'; '.join(misfits)}")
     if initial is not None:
         refuse_other_parameters(initial, config)
     if (config.feature_age or config.policy.age) and dataset.spec.alignment == "index":

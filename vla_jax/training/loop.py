@@ -131,7 +131,7 @@ def train(
 
         # What it computes. The key is made inside: one process's key could not be given to a mesh of several.
         root_key = jax.jit(lambda: jax.random.key(config.seed), out_shardings=replicated(mesh))()
-        preprocessor = Preprocessor(start.normaliser)
+        preprocessor = Preprocessor(start.normaliser, config.policy.sensor.num_averages)
         announce("compiling the update …")
         began = time.perf_counter()
         update = compile_update(config, optimizer, fed, preprocessor, start.state, loader.batch(0), root_key)

@@ -32,6 +32,9 @@ class Request:
     head: tuple[str, ...] = ()
     """NAME=VALUE of fields of the head's configuration, as RUN/config.json names them below policy.head; for instance
     prefix_max=2."""
+    sensor_encoder: tuple[str, ...] = ()
+    """NAME=VALUE of fields of the sensor encoder's configuration, as RUN/config.json names them below policy.sensor;
+    for instance readout=flatten averaged_rows=5."""
     diffusion_timesteps: Count | None = None
     """Steps of the noise schedule, for heads that have one; the recipe's by default."""
     sensor: bool = True

@@ -53,6 +53,24 @@ def test_rows_are_averaged_before_the_convolutions():
     np.testing.assert_array_equal(resample(ramp, 2, "area")[0, :, 0], [1.5, 5.5])
 
 
+def test_the_steps_that_are_read_one_by_one_are_those_whose_mean_is_read():
+    """With a kernel that weighs all steps alike the feature is the mean's; with another it is not."""
+
+    def encoder(readout):
+        config = SensorEncoderConfig(
+            3, 9, hidden_dim=4, output_dim=4, num_heads=2, num_conv_layers=2, readout=readout
+        )
+        return SensorEncoder(config, dtype=jnp.dtype("float32"), remat=False, rngs=nnx.Rngs(0))
+
+    sensor = jnp.asarray(np.random.default_rng(0).normal(size=(2, 9, 3)), jnp.float32)
+    mean, steps = encoder("mean"), encoder("flatten")
+    kernel = mean.project_in.kernel[...] / 3
+    steps.project_in.kernel[...] = jnp.concatenate([kernel] * 3)
+    np.testing.assert_allclose(steps(sensor), mean(sensor), atol=1e-6)
+    steps.project_in.kernel[...] = jnp.concatenate([kernel, kernel, -kernel])
+    assert np.abs(steps(sensor) - mean(sensor)).max() > 0.01
+
+
 def test_odd_and_even_lengths_halve_as_torch_halves_them():
     torch = pytest.importorskip("torch")
     conv = StridedConv(3, 5, dtype=jnp.dtype("float32"), rngs=nnx.Rngs(0))

@@ -5,6 +5,7 @@ import numpy as np
 
 from tests.vla_jax.policy.policies import loaded_policy, observations, policy_config
 from vla_jax.contracts.observation import Observation
+from vla_jax.models.resample import resample
 from vla_jax.preprocessing.preprocessor import Preprocessor
 
 NORMALISER = loaded_policy(policy_config()).normaliser
@@ -22,6 +23,17 @@ def test_everything_that_was_recorded_is_scaled_and_masks_stay():
     np.testing.assert_array_equal(seen.previous_chunk, Preprocessor(NORMALISER).encode_actions(chunk))
     assert seen.vl_mask is recorded.vl_mask
     assert seen.has_sensor is recorded.has_sensor
+
+
+def test_averages_are_those_that_the_encoder_would_take():
+    rng = np.random.default_rng(0)
+    inputs = observations(3) | {"sensor": rng.normal(size=(3, 12, 1026)).astype(np.float16)}
+    whole = Preprocessor(NORMALISER).observe(Observation(**inputs)).sensor
+    for num in (3, 12, 5):
+        seen = Preprocessor(NORMALISER, num).observe(Observation(**inputs)).sensor
+        # Parts that are not equal are the encoder's to average.
+        assert seen.shape[1] == (12 if num == 5 else num)
+        np.testing.assert_allclose(resample(seen, num, "area"), resample(whole, num, "area"), atol=1e-5)
 
 
 def test_what_is_absent_stays_absent():

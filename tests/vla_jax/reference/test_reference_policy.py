@@ -266,6 +266,20 @@ def test_a_network_the_reference_does_not_know_is_not_exported():
         reference_weights(PolicyNetwork(config, rngs=nnx.Rngs(0)))
 
 
+def test_weights_that_would_mean_something_else_there_are_not_exported():
+    """The names and shapes are the reference's; what is done with them is not."""
+    made = small_config("diffusion", "cross_attention")
+    others = {
+        "averaged_rows": {"sensor": replace(made.sensor, averaged_rows=2)},
+        "query_residual": {"fusion": replace(made.fusion, query_residual=True)},
+        "clean actions predicted": {"head": replace(made.head, prediction="sample")},
+    }
+    reference_weights(PolicyNetwork(made, rngs=nnx.Rngs(0)))
+    for name, changes in others.items():
+        with pytest.raises(UserError, match=f"it has no {name};"):
+            reference_weights(abstract_network(replace(made, **changes)))
+
+
 def test_sampling_honours_masks_and_recorded_noise(tmp_path):
     save(make_policy("diffusion", "cross_attention"), tmp_path / "in.pt", "full")
     policy = load_reference(tmp_path / "in.pt", **OPTIONS)

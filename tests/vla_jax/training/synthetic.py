@@ -62,7 +62,7 @@ class Trainer:
         self.structure = network_structure(config)
         everywhere = replicated(self.mesh)
         self.normaliser = jax.device_put(identity_normaliser(), everywhere)
-        self.preprocessor = Preprocessor(self.normaliser)
+        self.preprocessor = Preprocessor(self.normaliser, config.policy.sensor.num_averages)
         self.key = jax.device_put(jax.random.key(config.seed), everywhere)
         self.update = jax.jit(
             functools.partial(train_step, config, self.structure, self.optimizer),

@@ -155,6 +155,17 @@ def test_fields_of_the_head_are_set_by_their_names(workspace, tmp_path):
         beginning(workspace, init_from=saved, recipe="debug", head=("prefix_max=2",))
 
 
+def test_fields_of_the_sensor_encoder_are_set_by_their_names(workspace, tmp_path):
+    asked = ("readout=flatten", "averaged_rows=2")
+    sensor = configured(workspace, recipe="debug", sensor_encoder=asked).policy.sensor
+    plain = configured(workspace, recipe="debug").policy.sensor
+    assert sensor == dataclasses.replace(plain, readout="flatten", averaged_rows=2)
+    # Fewer rows need no other parameters.
+    saved = save_run(workspace, tmp_path)
+    begun = beginning(workspace, init_from=saved, recipe="debug", sensor_encoder=("averaged_rows=2",))
+    assert begun.config.policy.sensor.averaged_rows == 2
+
+
 def test_an_imported_regression_no_longer_starts_from_the_answer(workspace, tmp_path):
     head = RegressionConfig(hidden_dim=8, num_layers=1, num_heads=2, z_chunk="target")
     policy = policy_config(workspace, head=head)

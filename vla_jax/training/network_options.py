@@ -1,4 +1,4 @@
-"""Fields of any head's configuration as options of a command: NAME=VALUE, under the names of the dataclass."""
+"""Fields of the configuration of a network's parts as options of a command: NAME=VALUE, by the dataclass's names."""
 
 import dataclasses
 import json
@@ -10,34 +10,44 @@ from flax import nnx
 
 from vla_jax.contracts.checks import problem
 from vla_jax.errors import UserError
-from vla_jax.heads.head_config import HeadConfig
 from vla_jax.policy.artifact import PolicyArtifact
+from vla_jax.policy.config import PolicyConfig
 from vla_jax.policy.network import abstract_network
 from vla_jax.training.config import TrainConfig
 
 
-def head_settings(options: Sequence[str], head: HeadConfig) -> dict[str, Any]:
+def network_settings(
+    head: Sequence[str], sensor_encoder: Sequence[str], network: PolicyConfig
+) -> dict[str, Any]:
     """Returns the values under the dotted names of `TrainConfig`'s fields.
 
     Raises:
-        UserError: an option is not NAME=VALUE, the head has no field of that name, or the value does not fit it.
+        UserError: an option is not NAME=VALUE, the part has no field of that name, or the value does not fit it.
     """
-    names = [field.name for field in dataclasses.fields(head)]
-    hints = get_type_hints(type(head), include_extras=True)
+    return _settings("head", head, network.head, f"a {network.head.kind} head") | _settings(
+        "sensor", sensor_encoder, network.sensor, "the sensor encoder"
+    )
+
+
+def _settings(field: str, options: Sequence[str], part: Any, called: str) -> dict[str, Any]:
+    """field: of `PolicyConfig`, for which `part` stands. called: what the part is called."""
+    option_name = "--sensor-encoder" if field == "sensor" else f"--{field}"
+    names = [field.name for field in dataclasses.fields(part)]
+    hints = get_type_hints(type(part), include_extras=True)
     settings = {}
     for option in options:
         name, equals, text = option.partition("=")
         if not equals:
-            raise UserError(f"--head {option} is not NAME=VALUE")
+            raise UserError(f"{option_name} {option} is not NAME=VALUE")
         if name not in names:
             close = get_close_matches(name, names, n=1)
             hint = f"; did you mean {close[0]}?" if close else f"; it has {', '.join(names)}"
-            raise UserError(f"--head {option}: a {head.kind} head has no {name}{hint}")
+            raise UserError(f"{option_name} {option}: {called} has no {name}{hint}")
         value = _value(text)
         if wrong := problem(hints[name], value):
-            raise UserError(f"--head {name} {wrong}")
+            raise UserError(f"{option_name} {name} {wrong}")
         is_float = float in (hints[name], *get_args(hints[name]))
-        settings[f"policy.head.{name}"] = float(value) if is_float else value
+        settings[f"policy.{field}.{name}"] = float(value) if is_float else value
     return settings
 
 
@@ -45,7 +55,7 @@ def refuse_other_parameters(initial: PolicyArtifact, config: TrainConfig) -> Non
     """Refuses a configured network that the weights of `initial` do not fit.
 
     Raises:
-        UserError: --head has changed which parameters the network has.
+        UserError: an option has changed which parameters the network has.
     """
     theirs, ours = (
         {path: leaf.shape for path, leaf in nnx.to_flat_state(nnx.state(abstract_network(policy)))}
@@ -55,8 +65,8 @@ def refuse_other_parameters(initial: PolicyArtifact, config: TrainConfig) -> Non
         paths = sorted(theirs.keys() | ours.keys(), key=str)
         differing = next(path for path in paths if theirs.get(path) != ours.get(path))
         raise UserError(
-            f"--head gives the network other parameters ({'.'.join(map(str, differing))}) than {initial.path} has; "
-            "leave it or --init-from out"
+            f"--head or --sensor-encoder gives the network other parameters ({'.'.join(map(str, differing))}) than "
+            f"{initial.path} has; leave it or --init-from out"
         )
 
 
