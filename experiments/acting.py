@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vla_jax.contracts.specs import LAB_ACTIONS
 from vla_jax.errors import UserError
 from vla_jax.policy.chunk_execution import Execution, Noise
 
@@ -71,11 +70,6 @@ class Acting:
         return self.refresh or policy.data.refresh_ticks or 3
 
 
-def rate_hz(policy: "InsertionPolicy") -> float:
-    """Returns the control ticks of a second."""
-    return policy.data.actions.rate_hz or LAB_ACTIONS.rate_hz or 10.0
-
-
 def ticks(text: str, option: str, policy: "InsertionPolicy") -> int:
     """Returns a time in control ticks; milliseconds are rounded up, since nothing is there before it is there."""
     number, in_ms = text.removesuffix("ms"), text.endswith("ms")
@@ -83,7 +77,7 @@ def ticks(text: str, option: str, policy: "InsertionPolicy") -> int:
         value = float(number)
     except ValueError:
         value = -1.0
-    count = math.ceil(round(value / 1000 * rate_hz(policy), 6)) if in_ms else value
+    count = math.ceil(round(value / 1000 * policy.data.actions.control_hz, 6)) if in_ms else value
     if not 0 <= count < 1000 or count != int(count):
         raise UserError(f"--{option} {text} is no time; give control ticks (4) or milliseconds (400ms)")
     return int(count)

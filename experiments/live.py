@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from experiments import cli
-from experiments.acting import Acting, rate_hz
+from experiments.acting import Acting
 from experiments.console import make_console
 from vla_jax.errors import UserError
 from vla_jax.live.limit_options import LimitOptions
@@ -157,7 +157,7 @@ def _run(
             arguments.prompt,
             newest.pictures,
             clock,
-            period_s=arguments.acting.refresh_ticks(policy) / rate_hz(policy),
+            period_s=arguments.acting.refresh_ticks(policy) / policy.data.actions.control_hz,
         )
         stack.callback(features.close)
         features.start()

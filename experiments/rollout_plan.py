@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments.acting import Acting, rate_hz, ticks
+from experiments.acting import Acting, ticks
 from experiments.phantom.environment import TIME_LIMIT_S
 from experiments.phantom.shift import SHIFTS
 from experiments.phantom_policies import check_fits_phantom
@@ -64,7 +64,7 @@ class Planned:
             self.name,
             sorted(rollouts, key=lambda rollout: rollout.seed),
             checkpoint={"path": str(loaded.path), "step": loaded.metadata.step},
-            feature_latency_s=self.settings.feature_latency / rate_hz(self.policy),
+            feature_latency_s=self.settings.feature_latency / self.policy.data.actions.control_hz,
             shift=None if self.shift == "none" else self.shift,
         )
 

@@ -1,9 +1,9 @@
 """`python -m tests.mutants [WORD …]`: makes each wrong change in a copy of the tree, and runs the tests that notice it.
 
-Prints every mutant with its fate and ends with status 1 if one survives, or no longer fits the code. WORD: only mutants
-whose name or file contains one of them.
+Prints every mutant with its fate and ends with status 1 if one survives, or no longer fits the code.
 """
 
+import argparse
 import os
 import shutil
 import subprocess
@@ -22,9 +22,16 @@ SECONDS = 300
 PASSED, FAILED = 0, 1  # pytest's exit statuses; others mean that the tests did not run
 
 
-def main(words: Sequence[str]) -> int:
+def main() -> int:
     """Returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__.partition(": ")[2])
+    parser.add_argument(
+        "words", nargs="*", metavar="WORD", help="only mutants with one of them in name or file"
+    )
+    words = parser.parse_args().words
     chosen = [m for m in MUTANTS if not words or any(word in m.name or word in m.file for word in words)]
+    if not chosen:
+        parser.error(f"no mutant has {' or '.join(words)} in its name or file")
     fates: dict[str, list[str]] = {}
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         copy = Path(folder) / "tree"
@@ -88,4 +95,4 @@ def _run(copy: Path, tests: Sequence[str], limit: float) -> tuple[int, float, st
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

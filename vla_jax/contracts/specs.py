@@ -39,6 +39,11 @@ class ActionSpec:
         return len(self.names)
 
     @property
+    def control_hz(self) -> float:
+        """Control ticks in a second; the lab's where it is not known."""
+        return self.rate_hz or LAB_RATE_HZ
+
+    @property
     def before_first(self) -> np.ndarray:
         """[size] float32: what stands for the action before an episode's first. Nothing moves, and a dimension that is
         constant in the training episodes (a closed gripper) is what it always is."""
@@ -61,11 +66,12 @@ class ActionSpec:
         return _disagreements(self, other, ("names", "units", "horizon", "rate_hz"), "action ")
 
 
+LAB_RATE_HZ = 10.0
 LAB_ACTIONS = ActionSpec(
     names=("dx", "dy", "dz", "da", "db", "dr", "gripper"),
     units=("mm", "mm", "mm", "deg", "deg", "deg", ""),
     horizon=8,
-    rate_hz=10.0,
+    rate_hz=LAB_RATE_HZ,
 )
 """Pose deltas: what x, y, z in the arm's base frame and its three angles change from tick to tick. Those of angles are
 differences of the recorded numbers, wrapped to (−180, 180], whatever their convention: nothing here composes rotations.

@@ -17,7 +17,7 @@ from vla_jax.recordings.registry import reader_of
 
 # Raise it when the same files and options begin to give other packed episodes.
 EPISODE_VERSION = 4
-DEFAULT_ACTION_HZ = LAB_ACTIONS.rate_hz or 10.0
+DEFAULT_ACTION_HZ = LAB_ACTIONS.control_hz
 
 
 @dataclass(frozen=True)

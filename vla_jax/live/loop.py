@@ -101,7 +101,7 @@ class LiveLoop:
         self._plan = ChunkPlan(policy, predictor, settings.execution, settings.noise)
         self._record = RunRecord(policy.data, link, newest, features, clock, log, status)
         self._still = policy.data.actions.before_first
-        self._rate_hz = policy.data.actions.rate_hz or 10.0
+        self._rate_hz = policy.data.actions.control_hz
         self._monitor: SafetyMonitor | None = None
         self._episode = 0
         self._action_id = 0

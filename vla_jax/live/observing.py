@@ -58,7 +58,7 @@ class Observer:
             self._parts["sensor"], self._window = sensor, sensor[0]
         if policy.config.state is not None:
             self._parts["state"] = np.zeros((1, len(policy.data.state)), np.float32)
-        self._state_window, self._tick_s = policy.state_window, 1.0 / (policy.data.actions.rate_hz or 10.0)
+        self._state_window, self._tick_s = policy.state_window, 1.0 / policy.data.actions.control_hz
         if self._state_window is not None:
             shape = (1, self._state_window.rows, len(policy.data.state))
             self._parts |= {"state_window": np.zeros(shape), "state_window_mask": np.zeros(shape[:2], bool)}
