@@ -61,7 +61,7 @@ class Arguments:
     """Seed of the episodes."""
     policies: tuple[PolicyName, ...] = ("regression", "diffusion", "vision-only")
     """Which policies to train. Those of gated and cross-attention are regression policies with another fusion."""
-    steps: int = 2000
+    steps: int = 1500
     """Optimizer updates of each policy."""
     thorough: bool = False
     """Train the diffusion policy on whole batches, as `small` says: twice as long, and better where steps are many."""

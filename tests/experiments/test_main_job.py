@@ -245,7 +245,7 @@ def test_stopping_keeps_the_episodes_that_are_done(workspace, learnt, tmp_path):
         (("--action-latency", "8"), "need a horizon of 9"),
         (("--execute", "0"), "execute must be at least 1"),
         (("--episodes", "0"), "--episodes must be at least 1"),
-        (("--time-limit", "0"), "--time-limit must be positive"),
+        (("--time-limit", "0"), "--time-limit must be a number of seconds above 0"),
         (("--sensor-lost", "3", "2"), "sensor_lost"),
         (("--shift", "none", "start", "--record", "somewhere"), "--record takes one"),
     ],
