@@ -162,7 +162,9 @@ def _check(arguments: Arguments) -> None:
     if arguments.workers < 0:
         raise UserError(f"--workers must not be negative, not {arguments.workers}")
     if not 0 < arguments.world.time_limit < math.inf:
-        raise UserError(f"--time-limit must be a number of seconds above 0, not {arguments.world.time_limit:g}")
+        raise UserError(
+            f"--time-limit must be a number of seconds above 0, not {arguments.world.time_limit:g}"
+        )
     check_scenarios(arguments.seed, arguments.episodes, arguments.marker)
     names = [run.resolve().name for run in arguments.runs]
     if not names:
