@@ -214,7 +214,7 @@ BAD_CALLS = (
     (SETTINGS + "--head prefx_max=2", r"a regression head has no prefx_max; did you mean prefix_max\?"),
     (
         SETTINGS + "--sensor-encoder readout=last",
-        r"--sensor-encoder readout is 'last'; it must be one of mean, flatten",
+        r"--sensor-encoder readout is 'last'; choose one of mean, flatten",
     ),
     (
         SETTINGS + "--sensor-encoder reedout=mean",

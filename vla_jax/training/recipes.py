@@ -145,7 +145,11 @@ def _small_reference(asked: _Asked) -> TrainConfig:
     ours, theirs = small.policy, reference.policy
     policy = dataclasses.replace(
         theirs,
-        sensor=dataclasses.replace(ours.sensor, masked_statistics=theirs.sensor.masked_statistics),
+        sensor=dataclasses.replace(
+            ours.sensor,
+            masked_statistics=theirs.sensor.masked_statistics,
+            averaged_rows=theirs.sensor.averaged_rows,
+        ),
         fusion=dataclasses.replace(theirs.fusion, num_heads=ours.fusion.num_heads),
         head=asked.head.preset("small", reference=True),
     )
