@@ -24,14 +24,14 @@ def network_settings(
     Raises:
         UserError: an option is not NAME=VALUE, the part has no field of that name, or the value does not fit it.
     """
-    return _settings("head", head, network.head, f"a {network.head.kind} head") | _settings(
-        "sensor", sensor_encoder, network.sensor, "the sensor encoder"
+    kind = f"a {network.head.kind} head"
+    return _settings("--head", head, "policy.head", network.head, kind) | _settings(
+        "--sensor-encoder", sensor_encoder, "policy.sensor", network.sensor, "the sensor encoder"
     )
 
 
-def _settings(field: str, options: Sequence[str], part: Any, called: str) -> dict[str, Any]:
-    """field: of `PolicyConfig`, for which `part` stands. called: what the part is called."""
-    option_name = "--sensor-encoder" if field == "sensor" else f"--{field}"
+def _settings(option_name: str, options: Sequence[str], path: str, part: Any, called: str) -> dict[str, Any]:
+    """path: of the part in `TrainConfig`. called: what a message calls the part."""
     names = [field.name for field in dataclasses.fields(part)]
     hints = get_type_hints(type(part), include_extras=True)
     settings = {}
@@ -47,7 +47,7 @@ def _settings(field: str, options: Sequence[str], part: Any, called: str) -> dic
         if wrong := problem(hints[name], value):
             raise UserError(f"{option_name} {name} {wrong}")
         is_float = float in (hints[name], *get_args(hints[name]))
-        settings[f"policy.{field}.{name}"] = float(value) if is_float else value
+        settings[f"{path}.{name}"] = float(value) if is_float else value
     return settings
 
 
